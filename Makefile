@@ -1,0 +1,39 @@
+# One command per wish; each installs what it needs. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check hooks clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(INSTALLED)  ## create .venv with everything that work on the project needs
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[demo,plot,dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## train, harden and attack a small network, and print the table (three minutes)
+	$(BIN)/fitact-fx demo
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest
+
+# Where CI is set, nothing is rewritten: code that is not formatted fails.
+check: $(INSTALLED)  ## format, lint and type-check
+	$(BIN)/ruff format $(if $(filter true 1,$(CI)),--check)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+hooks:  ## let git run `make check` before every commit
+	git config core.hooksPath .githooks
+
+clean:  ## remove caches and builds, keep .venv
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

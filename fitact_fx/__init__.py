@@ -1,0 +1,29 @@
+"""fitact_fx: a compiler pass that makes PyTorch models survive hardware faults."""
+
+from fitact_fx.errors import FitactError, UncalibratedWarning
+from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
+from fitact_fx.passes.lowering import lower
+from fitact_fx.saving import load, save
+from fitact_fx.sites import Site, find_sites
+from fitact_fx.tracing import trace
+from fitact_fx.verification import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FitactError",
+    "Site",
+    "UncalibratedWarning",
+    "Verification",
+    "bounds",
+    "calibrate",
+    "find_sites",
+    "harden",
+    "load",
+    "lower",
+    "post_train",
+    "save",
+    "set_bounds",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,45 @@
+"""What surrounds a forward without being an argument of it: random states and autocast."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+_DEVICES = ("cpu", "cuda")
+
+
+class RandomStates(NamedTuple):
+    """The states of the global generators a forward may draw from."""
+
+    torch_state: bytes
+    python_state: object
+    numpy_state: bytes
+
+    @classmethod
+    def now(cls) -> "RandomStates":
+        return cls(torch.get_rng_state().numpy().tobytes(), random.getstate(), _numpy_key())
+
+
+def _numpy_key() -> bytes:
+    state: Any = np.random.get_state()  # noqa: NPY002  user code may still draw from the old global generator
+    return bytes(state[1].tobytes()) + str(state[2:]).encode()
+
+
+def autocast_state() -> tuple[object, ...]:
+    """Whether autocast is on, and to which type, for each kind of device."""
+    return tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _DEVICES)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """The global generators are the user's: whatever is drawn inside is given back behind."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

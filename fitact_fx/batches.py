@@ -1,0 +1,121 @@
+"""What a batch may look like, and how a model is called with it.
+
+A batch is a tensor, `(inputs, targets)` with `inputs` a tensor, a tuple of positional or a dict of
+keyword arguments, or a dict of keyword arguments with `labels` among them.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from fitact_fx.errors import CalibrationError
+
+
+class Batch(NamedTuple):
+    """One batch: how to call the model, and the labels if there are any."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    targets: Tensor | None
+
+    def run(self, model: nn.Module) -> Any:
+        """The model's output for this batch."""
+        return model(*self.args, **self.kwargs)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every input tensor, batch first."""
+        return tuple(value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
+
+    @property
+    def size(self) -> int:
+        """How many samples it holds."""
+        return len(self.tensors[0])
+
+    def samples(self, kept: Tensor) -> "Batch":
+        """The samples whose place is in `kept`, an index tensor."""
+
+        def pick(value: Any) -> Any:
+            return value[kept] if isinstance(value, Tensor) and value.ndim and len(value) == self.size else value
+
+        targets = None if self.targets is None else pick(self.targets)
+        return Batch(tuple(map(pick, self.args)), {name: pick(value) for name, value in self.kwargs.items()}, targets)
+
+    def fingerprints(self) -> list[bytes]:
+        """One digest per sample, of its input values alone: the same sample has it in any order or batch."""
+        digests = [hashlib.blake2b(digest_size=8) for _ in range(self.size)]
+        for tensor in self.tensors:
+            if tensor.ndim and len(tensor) == self.size:
+                rows = (
+                    tensor.detach().cpu().contiguous().flatten(1) if tensor.ndim > 1 else tensor.detach().cpu()[:, None]
+                )
+                for digest, row in zip(digests, rows.contiguous().view(torch.uint8).numpy(), strict=True):
+                    digest.update(row.tobytes())
+        return [digest.digest() for digest in digests]
+
+
+def as_batches(data: object) -> Iterator[Batch]:
+    """The batches of `data`; CalibrationError for what is not a batch, holds NaN, or for no batch at all."""
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"data must be a re-iterable of batches, such as a DataLoader, and is a {type(data).__name__};\n"
+            "  for a single batch, pass a list with that batch in it"
+        )
+    empty = True
+    for number, item in enumerate(data):
+        batch = _as_batch(item)
+        if not batch.tensors or batch.size == 0:
+            raise CalibrationError(f"batch {number} holds no samples;\n  drop empty batches from the data")
+        if any(tensor.is_floating_point() and not tensor.isfinite().all() for tensor in batch.tensors):
+            raise CalibrationError(
+                f"batch {number} holds NaN or infinity;\n  a bound learned from it would be none: clean the data"
+            )
+        empty = False
+        yield batch
+    if empty:
+        raise CalibrationError(
+            "the data is empty, so there is nothing to learn bounds from;\n  pass a re-iterable, not a used-up iterator"
+        )
+
+
+def _as_batch(item: object) -> Batch:
+    if isinstance(item, Tensor):
+        return Batch((item,), {}, None)
+    if isinstance(item, Mapping):
+        named = dict(item)
+        return Batch((), named, named.pop("labels", None))
+    if isinstance(item, Sequence) and len(item) == 1:
+        return _with_inputs(item[0], None)
+    if isinstance(item, Sequence) and len(item) == 2 and (item[1] is None or isinstance(item[1], Tensor)):
+        return _with_inputs(item[0], item[1])
+    raise CalibrationError(
+        f"cannot read a batch of type {type(item).__name__};\n"
+        "  give a tensor, (inputs, targets) with inputs a tensor, tuple or dict, or a dict of keyword arguments"
+    )
+
+
+def _with_inputs(inputs: object, targets: Tensor | None) -> Batch:
+    if isinstance(inputs, Mapping):
+        return Batch((), dict(inputs), targets)
+    if isinstance(inputs, tuple | list):
+        return Batch(tuple(inputs), {}, targets)
+    return Batch((cast(Tensor, inputs),), {}, targets)
+
+
+def logits_of(output: object) -> Tensor:
+    """The class scores in a model's output, (N, classes, ...): a tensor, `.logits`, or the first of several."""
+    if isinstance(output, Mapping):
+        output = output.get("logits", next(iter(output.values())))
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        raise CalibrationError(
+            "the model's output holds no class scores of shape (N, classes, ...);\n"
+            "  wrap the model in a module that returns them first"
+        )
+    return output

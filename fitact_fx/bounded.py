@@ -1,0 +1,181 @@
+"""The one module inserted behind an activation.
+
+Its whole state is two buffers, `lower` and `upper`. A side that is None is free, and a module with
+both None is *unset*: the identity, bit for bit. Which rule applies beyond the bounds is a policy,
+a value that calibration and learning exchange for a while and always put back.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fitact_fx.errors import RecipeError, SiteError, UncalibratedWarning, site_message
+from fitact_fx.policies import Bounds, Policy, scale_of
+from fitact_fx.spec import Spec
+
+SIDES = ("lower", "upper")
+
+
+class Notice:
+    """Says once per model that it is not calibrated; all sites of a model share one."""
+
+    def __init__(self) -> None:
+        self.given = False
+
+    def give(self) -> None:
+        """Warn, the first time."""
+        if not self.given:
+            self.given = True
+            message = "this hardened model protects nothing yet: run fitact_fx.calibrate or set_bounds on it first"
+            warnings.warn(message, UncalibratedWarning, stacklevel=3)
+
+
+class Bounded(nn.Module):
+    """Bounds one site. Shapes: any activation (N, ...) -> the same; bounds as the granularity says.
+
+    Unset, it returns its input. Infinite bounds return it with NaN replaced by 0. Under finite
+    bounds no NaN and no infinity passes: what lies beyond becomes the policy's replacement.
+    """
+
+    lower: Tensor | None
+    upper: Tensor | None
+    placement: Tensor
+
+    def __init__(
+        self, site: str, kind: str, source: str, spec: Spec, minimum: float, like: Tensor, notice: Notice
+    ) -> None:
+        super().__init__()
+        self.site = site
+        self.kind = kind
+        self.source = source
+        self.spec = spec
+        self.minimum = minimum
+        self.notice = notice
+        self.policy: Policy = spec.policy
+        self.scale = 0.0
+        self.register_buffer("lower", None)
+        self.register_buffer("upper", None)
+        # Holds no value: `.to(device | dtype)` moves it along, so that bounds set later know where to go.
+        self.register_buffer("placement", like.new_empty(0), persistent=False)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a bound on either side."""
+        return self.lower is not None or self.upper is not None
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.is_set:
+            # While calibration has exchanged the policy, an unset site is no surprise.
+            if self.policy is self.spec.policy and not torch.compiler.is_compiling():
+                self.notice.give()
+            return values
+        self._check_shape(values)
+        return self.policy(values, self.bounds)
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds as the policies take them."""
+        return Bounds(self.lower, self.upper, self.minimum, self.scale)
+
+    def set_bounds(self, lower: Tensor | float | None, upper: Tensor | float | None) -> None:
+        """Set both sides; a number bounds the whole site. SiteError for NaN and for lower above upper."""
+        new = {"lower": self._placed(lower), "upper": self._placed(upper)}
+        if any(bound is not None and bound.isnan().any() for bound in new.values()):
+            raise self._error("a bound is NaN", "give a number, or infinity where the site should be free")
+        if new["lower"] is not None and new["upper"] is not None and (new["lower"] > new["upper"]).any():
+            raise self._error("a lower bound lies above its upper bound", "give them as (lower, upper)")
+        for side, bound in new.items():
+            setattr(self, side, bound)
+        self.scale = scale_of(self.lower, self.upper)
+
+    def _placed(self, bound: Tensor | float | None) -> Tensor | None:
+        if bound is None:
+            return None
+        placed = torch.as_tensor(bound).detach().to(self.placement, copy=True)
+        # A finite bound that a narrower type cannot hold must not turn into "no bound".
+        overflowed = placed.isinf() & ~torch.as_tensor(bound).isinf().to(placed.device)
+        largest = torch.finfo(placed.dtype).max
+        return torch.where(overflowed, placed.clamp(-largest, largest), placed)
+
+    def bound_shape(self, values: Tensor) -> tuple[int, ...]:
+        """The shape of this site's bounds for such activations; SiteError if the channel is not known."""
+        try:
+            return self.spec.granularity.bound_shape(tuple(values.shape))
+        except RecipeError as error:
+            remedy = 'harden with granularity="neuron" or "layer" here'
+            raise self._error(f"where its channels lie could not be told from the graph ({error})", remedy) from error
+
+    def shape_error(self, bound: Tensor, values: Tensor) -> SiteError:
+        """The bounds belong to activations of another shape."""
+        kind = self.spec.granularity.name
+        seen, now = tuple(bound.shape[1:]), tuple(values.shape[1:])
+        problem = f"its {kind} bounds were calibrated for {seen} and it now gets {now}"
+        coarser = "channel" if kind == "neuron" else "layer"
+        return self._error(problem, f'calibrate again at this input size, or harden with granularity="{coarser}"')
+
+    def _check_shape(self, values: Tensor) -> None:
+        expected = self.bound_shape(values)
+        for bound in (self.lower, self.upper):
+            # A bound without dimensions was set by hand, one number for the whole site.
+            if bound is not None and bound.ndim > 0 and tuple(bound.shape) != expected:
+                raise self.shape_error(bound, values)
+
+    def _error(self, problem: str, remedy: str) -> SiteError:
+        return SiteError(site_message(self.site, self.source, problem, remedy))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Bounded":
+        """Move or cast; a bound that overflows a narrower type stays finite, see `_placed`."""
+        before = self.lower, self.upper
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for side, bound in zip(SIDES, before, strict=True):
+            if bound is not None and bound.dtype != self.placement.dtype:
+                setattr(self, side, self._placed(bound))
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:  # the bounds of an unset site take the shape they were saved with
+        for side in SIDES:
+            saved = state_dict.get(prefix + side)
+            if isinstance(saved, Tensor) and getattr(self, side) is None:
+                setattr(
+                    self,
+                    side,
+                    torch.empty_like(saved, dtype=self.placement.dtype, device=self.placement.device),
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.scale = scale_of(self.lower, self.upper)
+
+    def extra_repr(self) -> str:
+        state = ", ".join(f"{side} {tuple(b.shape)}" for side in SIDES if (b := getattr(self, side)) is not None)
+        return f"{self.site}, {self.spec.granularity.name}, {self.policy.name}, {state or 'bounds not set'}"
+
+
+def bounded_sites(model: nn.Module) -> dict[str, Bounded]:
+    """Site name -> its bound, in call order."""
+    modules = dict(model.named_modules())
+    order = (
+        [str(n.target) for n in model.graph.nodes if n.op == "call_module"]
+        if isinstance(model, GraphModule)
+        else modules
+    )
+    called = (modules[name] for name in order)
+    return {module.site: module for module in called if isinstance(module, Bounded)}
+
+
+@contextmanager
+def exchanged(model: nn.Module, policy: Policy) -> Iterator[None]:
+    """Every site of `model` follows `policy` inside, and its own again behind."""
+    own = {module: module.policy for module in bounded_sites(model).values()}
+    try:
+        for module in own:
+            module.policy = policy
+        yield
+    finally:
+        for module, before in own.items():
+            module.policy = before

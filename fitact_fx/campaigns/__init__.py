@@ -1,0 +1,1 @@
+"""Many trials over fault rates and model variants."""

@@ -1,0 +1,39 @@
+"""Errors and warnings. Every message names the place, the user's own source line and the remedy."""
+
+
+class FitactError(Exception):
+    """Anything this library refuses; catch this one to catch them all."""
+
+
+class TracingError(FitactError):
+    """The model cannot be turned into a graph, or the graph would not do what the model does."""
+
+
+class SiteError(FitactError):
+    """Something about one activation site: not found, not boundable, or given the wrong bound."""
+
+
+class CalibrationError(FitactError):
+    """Data that no bound can be learned from: empty, NaN, or of another shape."""
+
+
+class RecipeError(FitactError):
+    """A granularity, scheme, policy or saved file that this library does not know or that does not fit."""
+
+
+class FaultError(FitactError):
+    """A fault, format or fault list that cannot be drawn, read or applied."""
+
+
+class UncalibratedWarning(UserWarning):
+    """A hardened model ran before its bounds were set: it protects nothing yet."""
+
+
+def site_message(name: str, source: str, problem: str, remedy: str) -> str:
+    """The house form: which site, on which line of the user's, what is wrong, what to do."""
+    return f"site {name} ({source})\n  {problem};\n  {remedy}"
+
+
+def known(word: str, name: str, names: object) -> str:
+    """`unknown scheme 'x'; choose one of a, b`: the one sentence for a name that is not in a list."""
+    return f"unknown {word} {name!r}; choose one of {', '.join(sorted(map(str, names)))}"  # type: ignore[call-overload]

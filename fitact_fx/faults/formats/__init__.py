@@ -1,0 +1,51 @@
+"""How a number is stored: a format turns a tensor into integer words and back.
+
+A format is a frozen value in a file of its own here, beside a function `parse(name)` that returns the
+format of that name or None, and `NAMES`, what a user may write. Adding one is adding a file: names are
+looked up in the modules of this package.
+"""
+
+import importlib
+import pkgutil
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fitact_fx.errors import FaultError, known
+
+__all__ = ["Format", "find_format"]
+
+
+class Format(Protocol):
+    """How a number is stored. Values and words have the same shape, element by element."""
+
+    @property
+    def name(self) -> str:
+        """What `find_format` knows it by."""
+
+    @property
+    def bits(self) -> int:
+        """Bits in one word, numbered from 0, the least significant; the last one is the sign."""
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """The tensor types whose values can be thought of as stored in this format."""
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Values to integer words; what a word cannot represent becomes the nearest that it can."""
+
+    def decode(self, words: Tensor) -> Tensor:
+        """Words to values, each exactly the number that its word stands for."""
+
+
+@lru_cache(maxsize=64)
+def find_format(name: str) -> Format:
+    """The format called `name`, such as "float32" or "q15.16". FaultError lists the valid ones."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    for module in modules:
+        found: Format | None = module.parse(name)
+        if found is not None:
+            return found
+    raise FaultError(known("format", name, [each for module in modules for each in module.NAMES]))

@@ -1,0 +1,154 @@
+"""The main job: harden a model, calibrate it, learn its bounds. Readable from top to bottom."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fitact_fx import granularity as granularities
+from fitact_fx import schemes
+from fitact_fx.bounded import Bounded, bounded_sites
+from fitact_fx.errors import SiteError
+from fitact_fx.granularity import GranularityRule
+from fitact_fx.layout import channel_layouts
+from fitact_fx.learning import Record
+from fitact_fx.passes import apply
+from fitact_fx.passes.bounding import Bound
+from fitact_fx.passes.functionalising import Functionalise
+from fitact_fx.ranges import observed_ranges
+from fitact_fx.schemes import Scheme
+from fitact_fx.sites import Site, find_sites
+from fitact_fx.spec import Spec
+from fitact_fx.tracing import trace
+
+
+def harden(
+    model: nn.Module,
+    granularity: GranularityRule | None = None,
+    scheme: str | Scheme = "fitact",
+    data: object | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    max_drop: float = 0.005,
+    seed: int = 0,
+) -> GraphModule:
+    """A copy of `model` with a bound behind every activation. The model itself is never changed.
+
+    `granularity`: "neuron", "channel", "layer", globs over site names with one of these each (the
+    last match wins), or None for the scheme's own. `scheme`: a name or an instance. With `data`, a
+    re-iterable of batches, the bounds are calibrated and the scheme's learning is run with
+    `max_drop` and `seed`; without, they are unset, and the result is the identity on the model's
+    outputs, until `calibrate`, `set_bounds` or a loaded state sets them.
+
+    Parameters are shared with `model`; modules and buffers are copies. Raises TracingError for a
+    model that has no graph, SiteError if there is nothing to bound, RecipeError for unknown names.
+    """
+    chosen = schemes.named(scheme) if isinstance(scheme, str) else scheme
+    graph_module = trace(model, example_inputs)
+    sites = sites_to_harden(graph_module)
+    specs = _with_granularity(chosen.place(sites, graph_module), granularity)
+    hard = bound_sites(graph_module, specs)
+    hard.meta["scheme"] = chosen
+    if data is not None:
+        calibrate(hard, data)
+        if any(spec.learned for spec in specs.values()):
+            post_train(hard, data, max_drop=max_drop, seed=seed)
+    return hard
+
+
+def calibrate(hard: nn.Module, batches: object) -> None:
+    """Set every bound to the exact extremes of its clean values over `batches`.
+
+    A one-sided kind (ReLU) gets an upper bound; a two-sided one (GELU) both. Runs in evaluation mode,
+    holds no activations, and replaces bounds set earlier. On any error no bound has changed.
+    Raises CalibrationError for empty data or NaN, SiteError for shapes that change under neuron bounds.
+    """
+    _require_sites(hard)
+    for seen in observed_ranges(hard, batches).values():
+        two_sided = seen.bounded.minimum == -float("inf")
+        seen.bounded.set_bounds(seen.low if two_sided else None, seen.high)
+
+
+def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, seed: int = 0) -> Record:
+    """Learn the bounds with everything else frozen, as the model's scheme does; the record says what was done.
+
+    The clean accuracy on a held-out part of `batches` never falls by more than `max_drop` (a share:
+    0.005 is half a point). Where a batch has no labels, the clean model's own outputs are the targets.
+    """
+    sites = _require_sites(hard)
+    unset = [name for name, bounded in sites.items() if not bounded.is_set]
+    if unset:
+        raise SiteError(f"the bounds of {unset[0]} are not set;\n  run fitact_fx.calibrate before post_train")
+    scheme: Scheme = hard.meta["scheme"]
+    return scheme.fit(hard, batches, max_drop, seed)
+
+
+def bounds(hard: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """Site name -> (lower, upper) in call order, copies; None where a side is free or not set."""
+    return {
+        name: tuple(None if bound is None else bound.detach().clone() for bound in (bounded.lower, bounded.upper))  # type: ignore[misc]
+        for name, bounded in _require_sites(hard).items()
+    }
+
+
+def set_bounds(hard: nn.Module, new: Mapping[str, tuple[Tensor | float | None, Tensor | float | None]]) -> None:
+    """Set bounds by hand: site-name globs to (lower, upper), numbers or tensors; the last match wins.
+
+    None leaves a side free; infinity on a side allows everything there. On any error no bound has
+    changed. Raises RecipeError for a glob that matches nothing, SiteError for bounds that make no sense.
+    """
+    sites = _require_sites(hard)
+    chosen = {name: pair for pattern, pair in new.items() for name in granularities.matching(pattern, tuple(sites))}
+    before = {name: (sites[name].lower, sites[name].upper) for name in chosen}
+    try:
+        for name, (lower, upper) in chosen.items():
+            sites[name].set_bounds(lower, upper)
+    except Exception:
+        for name, (lower, upper) in before.items():
+            sites[name].lower, sites[name].upper = lower, upper
+        raise
+
+
+def sites_to_harden(graph_module: GraphModule) -> tuple[Site, ...]:
+    """The sites of a graph that has some and has not been hardened; SiteError otherwise."""
+    if bounded_sites(graph_module):
+        raise SiteError("this model is hardened already;\n  harden the original model instead")
+    sites = find_sites(graph_module)
+    if not sites:
+        raise SiteError(
+            "no activation was found in this model, so there is nothing to protect;\n"
+            "  `fitact-fx inspect` shows what the graph holds and what could not be seen"
+        )
+    return sites
+
+
+def bound_sites(graph_module: GraphModule, specs: Mapping[str, Spec]) -> GraphModule:
+    """Rewrite the graph so that each site in `specs` is bounded, with the bounds not set yet."""
+    layouts = channel_layouts(graph_module)
+    placed = {}
+    for site in find_sites(graph_module):
+        if site.name in specs:
+            layout = layouts[site.node]
+            spec = specs[site.name]
+            dim = None if layout is None else layout.dim
+            placed[site.name] = Spec(granularities.at_dim(spec.granularity, dim), spec.policy, spec.learned)
+    apply(graph_module, Functionalise(), Bound(placed))
+    return graph_module
+
+
+def _with_granularity(specs: dict[str, Spec], rule: GranularityRule | None) -> dict[str, Spec]:
+    if rule is None:
+        return specs
+    chosen = granularities.resolve(rule, tuple(specs))
+    return {name: Spec(chosen.get(name, spec.granularity), spec.policy, spec.learned) for name, spec in specs.items()}
+
+
+def _require_sites(hard: nn.Module) -> dict[str, Bounded]:
+    sites = bounded_sites(hard)
+    if not sites:
+        raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  pass what fitact_fx.harden returned")
+    return sites
+
+
+__all__ = ["bounds", "calibrate", "harden", "post_train", "set_bounds"]

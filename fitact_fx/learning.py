@@ -1,0 +1,8 @@
+"""PROVISIONAL."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Record:
+    epochs: int

@@ -1,0 +1,71 @@
+"""A copy of a model that owns its modules and buffers and shares only the Parameters.
+
+The graph we edit hangs from such a copy, so nothing we do to it (modes, BatchNorm statistics,
+hooks, bounds) reaches the user's model, and no weight is held twice.
+"""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def owned_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose Parameters are the model's own objects.
+
+    What cannot be copied (a lock, an open file) is shared. A tensor that an earlier forward left
+    behind, with its autograd history, is copied without that history.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    attributes = [value for module in model.modules() for value in vars(module).values()]
+    for value in attributes:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # noqa: BLE001  any object may refuse to be copied in its own way: find which ones, and share those
+        memo |= {id(value): value for value in attributes if not _can_be_copied(value, memo)}
+        return copy.deepcopy(model, memo)
+
+
+def _can_be_copied(value: object, memo: dict[int, Any]) -> bool:
+    if isinstance(value, dict):  # the module's own tables: what they hold is asked for itself
+        return True
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # noqa: BLE001  whatever it raised, the answer is no
+        return False
+    return True
+
+
+def skeleton(root: nn.Module, leaves: frozenset[nn.Module]) -> nn.Module:
+    """The same tree of names over the same leaves, Parameters and buffers, with empty modules between.
+
+    What the graph calls is kept as it is; a module that was traced through becomes an empty one of
+    the same training mode, so that nobody calls its old, unprotected `forward` by mistake. Names and
+    their order stay the model's own, tied Parameters and unused ones included.
+    """
+    return _bones(root, "", leaves, frozenset(root.state_dict().keys()), {})
+
+
+def _bones(
+    module: nn.Module,
+    path: str,
+    leaves: frozenset[nn.Module],
+    saved: frozenset[str],
+    built: dict[nn.Module, nn.Module],
+) -> nn.Module:
+    if module in leaves:
+        return module
+    if module in built:
+        return built[module]
+    bone = built[module] = nn.Module()
+    bone.training = module.training
+    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        bone.register_parameter(name, parameter)
+    for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+        bone.register_buffer(name, buffer, persistent=path + name in saved)
+    for name, child in module._modules.items():  # named_children would drop a child that has two names
+        if child is not None:
+            bone.add_module(name, _bones(child, f"{path}{name}.", leaves, saved, built))
+    return bone

@@ -1,0 +1,95 @@
+"""Which values each site gives on real data: the exact extremes, kept per bound, never the activations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fitact_fx.ambience import random_states_kept
+from fitact_fx.batches import as_batches
+from fitact_fx.bounded import Bounded, bounded_sites, exchanged
+from fitact_fx.errors import CalibrationError, site_message
+from fitact_fx.policies import Pass
+
+
+class Range:
+    """The running least and greatest value under each bound of one site."""
+
+    def __init__(self, bounded: Bounded) -> None:
+        self.bounded = bounded
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+
+    def take(self, values: Tensor) -> None:
+        """Widen the range by these activations, (N, ...). SiteError if their shape is a new one."""
+        shape = self.bounded.bound_shape(values)
+        if self.high is not None and self.high.shape != shape:
+            raise self.bounded.shape_error(self.high, values)
+        shared = self.bounded.spec.granularity.shared_dims(tuple(values.shape))
+        low, high = _extremes(values.detach(), shared, shape)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+
+def _extremes(values: Tensor, shared: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    if not shared:
+        return values.reshape(shape).clone(), values.reshape(shape).clone()
+    return values.amin(shared).reshape(shape), values.amax(shared).reshape(shape)
+
+
+def observed_ranges(hard: nn.Module, data: object) -> dict[str, Range]:
+    """Site name -> the range of its clean values over all of `data`, in evaluation mode.
+
+    The model's modes and the global random states are as before afterwards. Raises CalibrationError
+    for empty data, for NaN, and for a site that never ran.
+    """
+    ranges = {name: Range(bounded) for name, bounded in bounded_sites(hard).items()}
+    with random_states_kept(), evaluating(hard), exchanged(hard, Pass()), _recording(ranges), torch.no_grad():
+        batches = tqdm(as_batches(data), "calibrating", unit="batch", delay=2, disable=None, leave=False)
+        for number, batch in enumerate(batches):
+            batch.run(hard)
+            _refuse_overflow(ranges, number)
+    for name, seen in ranges.items():
+        if seen.high is None:
+            problem, remedy = "it did not run on any batch", "calibrate with data that reaches it"
+            raise CalibrationError(site_message(name, seen.bounded.source, problem, remedy))
+    return ranges
+
+
+def _refuse_overflow(ranges: dict[str, Range], number: int) -> None:
+    for name, seen in ranges.items():
+        extremes = [extreme for extreme in (seen.low, seen.high) if extreme is not None]
+        if not all(extreme.isfinite().all() for extreme in extremes):
+            problem = f"its clean values hold NaN or infinity in batch {number}"
+            remedy = "find out why the unhardened model computes them; no bound can be learned from them"
+            raise CalibrationError(site_message(name, seen.bounded.source, problem, remedy))
+
+
+@contextmanager
+def _recording(ranges: dict[str, Range]) -> Iterator[None]:
+    """Each site shows its values to its range inside."""
+
+    def recorder(seen: Range) -> Any:
+        return lambda module, args, output: seen.take(args[0])
+
+    handles = [seen.bounded.register_forward_hook(recorder(seen)) for seen in ranges.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module of `model` is in evaluation mode inside, and in its own mode again behind."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

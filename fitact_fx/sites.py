@@ -1,0 +1,196 @@
+"""What an activation is: the only file that knows. One row of `KINDS` per kind of activation.
+
+A site is one call of an activation in a graph, in any spelling: a module, a function, a tensor
+method, in place or not, or a clamp at zero under another name.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FunctionType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fitact_fx.bounded import Bounded
+from fitact_fx.nodes import argument, called_module, called_name, owning_module
+from fitact_fx.source import owner_path, source_line
+
+FREE = -torch.inf
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of activation: how it is spelled, and the least value it gives (`FREE`: two-sided).
+
+    The first function is the one that leaves its input alone.
+    """
+
+    name: str
+    module: type[nn.Module]
+    functions: tuple[Callable[..., Tensor], ...]
+    methods: tuple[str, ...] = ()
+    minimum: float = FREE
+
+
+_SIGMOIDS = (F.sigmoid, torch.sigmoid, torch.sigmoid_, torch.special.expit)
+
+KINDS = (
+    Kind("relu", nn.ReLU, (F.relu, F.relu_, torch.relu, torch.relu_), ("relu", "relu_"), minimum=0.0),
+    Kind("relu6", nn.ReLU6, (F.relu6,), minimum=0.0),
+    Kind("leaky_relu", nn.LeakyReLU, (F.leaky_relu, F.leaky_relu_)),
+    Kind("prelu", nn.PReLU, (F.prelu, torch.prelu), ("prelu",)),
+    Kind("elu", nn.ELU, (F.elu, F.elu_)),
+    Kind("selu", nn.SELU, (F.selu, F.selu_, torch.selu, torch.selu_)),
+    Kind("celu", nn.CELU, (F.celu, F.celu_, torch.celu, torch.celu_)),
+    Kind("gelu", nn.GELU, (F.gelu,)),
+    Kind("silu", nn.SiLU, (F.silu,)),
+    Kind("mish", nn.Mish, (F.mish,)),
+    Kind("hardswish", nn.Hardswish, (F.hardswish,)),
+    Kind("hardsigmoid", nn.Hardsigmoid, (F.hardsigmoid,), minimum=0.0),
+    Kind("hardtanh", nn.Hardtanh, (F.hardtanh, F.hardtanh_)),
+    Kind("sigmoid", nn.Sigmoid, _SIGMOIDS, ("sigmoid", "sigmoid_"), minimum=0.0),
+    Kind("tanh", nn.Tanh, (F.tanh, torch.tanh, torch.tanh_), ("tanh", "tanh_")),
+    Kind("softplus", nn.Softplus, (F.softplus,), minimum=0.0),
+    Kind("softsign", nn.Softsign, (F.softsign,)),
+    Kind("threshold", nn.Threshold, (F.threshold, F.threshold_, torch.threshold)),  # type: ignore[attr-defined]
+)
+
+_BY_NAME = {kind.name: kind for kind in KINDS}
+_BY_MODULE = {kind.module: kind for kind in KINDS}
+_BY_FUNCTION: dict[object, Kind] = {function: kind for kind in KINDS for function in kind.functions}
+_BY_METHOD: dict[object, Kind] = {method: kind for kind in KINDS for method in kind.methods}
+
+_CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_, "clamp", "clamp_", "clip", "clip_")
+_CLAMP_MINS = (torch.clamp_min, torch.clamp_min_, "clamp_min", "clamp_min_")
+_MAXIMA = (torch.maximum, torch.max, "maximum", "max")
+_ZEROS = (torch.zeros, torch.zeros_like, "new_zeros")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of an activation.
+
+    `name` is how users write it: `layer1.0.relu`, and `layer1.0.relu_1` for the second call;
+    `module_path` the module whose code makes the call, "" for the root; `source` the user's own
+    line; `minimum` the least value the activation gives when nothing is faulty.
+    """
+
+    name: str
+    kind: str
+    module_path: str
+    source: str
+    inplace: bool
+    minimum: float
+    node: Node = field(repr=False, compare=False)
+
+
+def find_sites(graph_module: GraphModule) -> tuple[Site, ...]:
+    """Every activation of the graph that does not feed a bound yet, in call order."""
+    calls: dict[str, int] = {}
+    found = []
+    for node in graph_module.graph.nodes:
+        kind = kind_of(node)
+        if kind is None:
+            continue
+        base = _base_name(node, kind)
+        count = calls[base] = calls.get(base, -1) + 1
+        if feeds_bound(node):
+            continue
+        name = f"{base}_{count}" if count else base
+        minimum = _minimum(node, kind)
+        found.append(Site(name, kind.name, owner_path(node), source_line(node), is_inplace(node), minimum, node))
+    return tuple(found)
+
+
+def kind_of(node: Node) -> Kind | None:
+    """The kind of activation this node calls, or None."""
+    if node.op == "call_module":
+        types = type(called_module(node)).__mro__
+        return next((_BY_MODULE[cls] for cls in types if cls in _BY_MODULE), None)
+    if node.op == "call_function":
+        return _BY_FUNCTION.get(node.target) or _clamp_kind(node)
+    if node.op == "call_method":
+        return _BY_METHOD.get(node.target) or _clamp_kind(node)
+    return None
+
+
+def feeds_bound(node: Node) -> bool:
+    """Whether a bound already stands behind this node."""
+    return any(user.op == "call_module" and isinstance(called_module(user), Bounded) for user in node.users)
+
+
+def is_inplace(node: Node) -> bool:
+    """Whether this activation overwrites its input."""
+    if node.op == "call_module":
+        return bool(getattr(called_module(node), "inplace", False))
+    return called_name(node).endswith("_") or bool(argument(node, *_inplace_argument(node)))
+
+
+def make_out_of_place(node: Node) -> None:
+    """Let this activation leave its input alone; who reads that input afterwards is the caller's to mend."""
+    if node.op == "call_module":
+        called_module(node).inplace = False  # type: ignore[assignment]
+    elif not called_name(node).endswith("_"):
+        position, _ = _inplace_argument(node)
+        node.args = node.args[:position]
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+    elif node.target in _BY_FUNCTION:
+        node.target = _BY_FUNCTION[node.target].functions[0]
+    else:
+        name = called_name(node).rstrip("_")
+        node.target = name if node.op == "call_method" else getattr(torch, name)
+
+
+def _base_name(node: Node, kind: Kind) -> str:
+    """`features.3` for a module; `block.relu` for a function or method called in `block`."""
+    if node.op == "call_module":
+        return str(node.target)
+    listed = node.target in _BY_FUNCTION or node.target in _BY_METHOD
+    called = kind.name if listed else called_name(node).rstrip("_")
+    return ".".join(filter(None, (owner_path(node), called)))
+
+
+def _inplace_argument(node: Node) -> tuple[int, str]:
+    """Where this call's `inplace` flag stands. Built-in functions have none and end in an underscore instead."""
+    parameters = list(inspect.signature(node.target).parameters) if isinstance(node.target, FunctionType) else []
+    position = parameters.index("inplace") if "inplace" in parameters else len(node.args)
+    return position, "inplace"
+
+
+def _minimum(node: Node, kind: Kind) -> float:
+    """The kind's least value, unless a subclass or a hook may have changed what the module gives."""
+    if node.op != "call_module":
+        return kind.minimum
+    module = called_module(node)
+    return kind.minimum if type(module) is kind.module and not module._forward_hooks else FREE
+
+
+def _clamp_kind(node: Node) -> Kind | None:
+    """An activation written as a clamp: clamp(min=0), clamp_min(x, 0), maximum(x, zeros)."""
+    if node.target in _CLAMPS:
+        low, high = argument(node, 1, "min"), argument(node, 2, "max")
+        if low == 0 and high is None:
+            return _BY_NAME["relu"]
+        if not isinstance(low, int | float) or not isinstance(high, int | float):
+            return None
+        return _BY_NAME["relu6" if (low, high) == (0, 6) else "hardtanh"]
+    if node.target in _CLAMP_MINS:
+        return _BY_NAME["relu"] if argument(node, 1, "min") == 0 else None
+    if node.target in _MAXIMA:
+        operands = (*node.args, *node.kwargs.values())
+        # A number here is a dimension: torch.max(x, 0) reduces over dimension 0.
+        return _BY_NAME["relu"] if any(_is_zero_tensor(operand) for operand in operands) else None
+    return None
+
+
+def _is_zero_tensor(operand: object) -> bool:
+    if not isinstance(operand, Node):
+        return False
+    if operand.op != "get_attr":
+        return operand.target in _ZEROS
+    owner, _, name = str(operand.target).rpartition(".")
+    tensor = getattr(owning_module(operand).get_submodule(owner), name)
+    return isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and not tensor.any()

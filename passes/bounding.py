@@ -1,0 +1,74 @@
+"""Put a bound behind each chosen activation.
+
+y = relu(x)          y = relu(x)
+z = conv(y)    ->    y_bound = layer1.0.relu_bound(y)
+                     z = conv(y_bound)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fitact_fx.bounded import Bounded, Notice
+from fitact_fx.errors import SiteError, site_message
+from fitact_fx.sites import Site, find_sites
+from fitact_fx.spec import Spec
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Bounds the sites named in `specs`; their bounds are not set yet.
+
+    Returns the names of the sites. Raises SiteError for a name that is no site, for an activation that
+    still overwrites its input, and when there is nothing to bound: silence would look like safety.
+    """
+
+    specs: Mapping[str, Spec]
+
+    def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
+        sites = {site.name: site for site in find_sites(graph_module)}
+        chosen = [name for name in sites if name in self.specs]
+        missing = sorted(set(self.specs) - set(sites))
+        if missing or not chosen:
+            what = f"no site is called {missing[0]}" if missing else "no site was chosen to be bounded"
+            raise SiteError(f"{what};\n  find_sites lists them: {', '.join(sites) or 'this graph has none'}")
+        like, notice = _like(graph_module), Notice()
+        for name in chosen:
+            _refuse_inplace(sites[name])
+            _insert(graph_module, sites[name], _bounded(sites[name], self.specs[name], like, notice))
+        return tuple(chosen)
+
+
+def _refuse_inplace(site: Site) -> None:
+    if site.inplace:
+        problem = "it overwrites its input, which later readers may see unbounded"
+        raise SiteError(site_message(site.name, site.source, problem, "run passes.functionalising.Functionalise first"))
+
+
+def _insert(graph_module: GraphModule, site: Site, bounded: Bounded) -> None:
+    target = _free_name(graph_module, f"{site.name}_bound")
+    graph_module.add_submodule(target, bounded.train(graph_module.training))
+    with graph_module.graph.inserting_after(site.node):
+        bound = graph_module.graph.call_module(target, (site.node,))
+    bound.meta = dict(site.node.meta)
+    site.node.replace_all_uses_with(bound, delete_user_cb=lambda user: user is not bound)
+
+
+def _bounded(site: Site, spec: Spec, like: Tensor, notice: Notice) -> Bounded:
+    return Bounded(site.name, site.kind, site.source, spec, site.minimum, like, notice)
+
+
+def _free_name(graph_module: GraphModule, wanted: str) -> str:
+    taken = dict(graph_module.named_modules())
+    return (
+        wanted if wanted not in taken else next(n for i in range(1, len(taken)) if (n := f"{wanted}_{i}") not in taken)
+    )
+
+
+def _like(graph_module: GraphModule) -> Tensor:
+    """A tensor of the type and on the device that the bounds should have."""
+    tensors = (*graph_module.parameters(), *graph_module.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))

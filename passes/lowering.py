@@ -1,0 +1,138 @@
+"""Turn every bounded site into plain operators, and everything else of this library away.
+
+y = relu(x)                      inside = (x >= 0) & (x <= high)
+z = layer1.0.relu_bound(y)  ->   z = where(inside, x, 0)
+"""
+
+import operator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node, Proxy
+from torch.fx.proxy import GraphAppendingTracer
+
+from fitact_fx.bounded import Bounded
+from fitact_fx.errors import SiteError, site_message
+from fitact_fx.modes import ModeConstant
+from fitact_fx.nodes import called_module
+from fitact_fx.policies import Zero
+from fitact_fx.sites import kind_of
+from fitact_fx.tracing import require_default
+
+
+class Folded(NamedTuple):
+    """A site's bounds as constants of the graph, with the slack already in."""
+
+    lower: Any
+    upper: Any
+    minimum: float
+    low: Any
+    high: Any
+
+    def limits(self, dtype: object) -> tuple[Any, Any]:
+        """The widened bounds; they were folded for the type the bounds are stored in."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Lower:
+    """Replaces every bound by comparisons with constants, for evaluation mode.
+
+    The constants are the widened bounds of `policies.Bounds.limits`. A ReLU in front of a zeroing
+    bound disappears into it. Returns the names of the sites; SiteError for a site that is not set.
+    """
+
+    def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
+        sites = []
+        for node in list(graph_module.graph.nodes):
+            module = called_module(node) if node.op == "call_module" else None
+            if isinstance(module, Bounded):
+                sites.append(module.site)
+                _replace(node, _lowered(graph_module, node, module))
+            elif isinstance(module, ModeConstant):
+                _replace(node, module.evaluation_value)
+            elif node.target is require_default:
+                _plain_check(node)
+        if not sites:
+            raise SiteError("this graph has no bounded site to lower;\n  lower what fitact_fx.harden returned")
+        graph_module.graph.eliminate_dead_code()
+        graph_module.delete_all_unused_submodules()
+        return tuple(sites)
+
+
+def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded) -> Node:
+    if not bounded.is_set:
+        problem, remedy = "its bounds are not set", "run fitact_fx.calibrate or set_bounds before lowering"
+        raise SiteError(site_message(bounded.site, bounded.source, problem, remedy))
+    low, high = (limit.detach() for limit in bounded.bounds.limits(bounded.placement.dtype))
+    source = node.args[0]
+    if isinstance(bounded.policy, Zero) and bool((low == 0).all()) and _is_plain_relu(source, bounded):
+        source = source.all_input_nodes[0]  # type: ignore[union-attr]
+    with graph_module.graph.inserting_before(node):
+        tracer = GraphAppendingTracer(graph_module.graph)
+
+        def constant(side: str, value: Tensor | None) -> Proxy | None:
+            if value is None:
+                return None
+            name = f"{node.target}_{side}"
+            owner, _, last = name.rpartition(".")
+            graph_module.get_submodule(owner).register_buffer(last, value.clone())
+            return Proxy(graph_module.graph.get_attr(name), tracer)
+
+        folded = Folded(
+            constant("lower", bounded.lower),
+            constant("upper", bounded.upper),
+            bounded.minimum,
+            constant("low", low),
+            constant("high", high),
+        )
+        result = bounded.policy(Proxy(source, tracer), folded)  # type: ignore[arg-type]
+    return result.node  # type: ignore[attr-defined,no-any-return]
+
+
+def _is_plain_relu(source: Any, bounded: Bounded) -> bool:
+    """A ReLU that only this bound reads, with no hook or subclass to honour (its least value is known)."""
+    kind = kind_of(source)
+    return kind is not None and kind.name == "relu" and bounded.minimum == 0 and len(source.users) == 1
+
+
+def _replace(node: Node, by: Any) -> None:
+    if isinstance(by, Node):
+        by.meta = dict(node.meta)
+        node.replace_all_uses_with(by)
+    else:
+        for user in list(node.users):
+            user.args = torch.fx.node.map_arg(user.args, lambda each: by if each is node else each)
+            user.kwargs = torch.fx.node.map_arg(user.kwargs, lambda each: by if each is node else each)
+    node.graph.erase_node(node)
+
+
+def _plain_check(node: Node) -> None:
+    value, default, name = node.args
+    with node.graph.inserting_before(node):
+        compare = operator.is_ if default is None else operator.eq
+        same = node.graph.call_function(compare, (value, default))
+        message = f"argument {name!r} was fixed to its default {default!r} when the model was traced"
+        node.graph.call_function(torch._assert, (same, message))  # noqa: SLF001  torch.fx's own name for it
+    node.graph.erase_node(node)
+
+
+def lower(hard: GraphModule, example_inputs: tuple[Any, ...], backend: str = "inductor") -> Any:
+    """The hardened model for evaluation, compiled as one graph of plain operators.
+
+    Compiled here and now, by one run on `example_inputs` (a tuple of positional inputs); Parameters are
+    shared with `hard`, buffers and bounds are copied. `backend` is any of torch.compile's.
+    Raises SiteError if a bound is not set, TracingError if `hard` cannot be put in evaluation mode.
+    """
+    from fitact_fx.ownership import owned_copy
+    from fitact_fx.passes import apply
+
+    own = owned_copy(hard).eval()
+    apply(own, Lower())  # type: ignore[arg-type]
+    plain = GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
+    compiled = torch.compile(plain, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        compiled(*example_inputs)
+    return compiled

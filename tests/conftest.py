@@ -1,0 +1,15 @@
+"""What several tests need."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with trained networks (models/) and CIFAR-10 (data/), or a skip that says how to give it."""
+    folder = os.environ.get("FITACT_DATA")
+    if not folder:
+        pytest.skip("needs trained networks and CIFAR-10: set FITACT_DATA to the folder with models/ and data/")
+    return Path(folder)
