@@ -33,8 +33,8 @@ def slack(dtype: torch.dtype) -> float:
 
 def scale_of(*bounds: Tensor | None) -> float:
     """The scale of a site: its greatest finite bound, as an absolute value; 0 where there is none."""
-    finite = [bound.detach().abs()[bound.isfinite()] for bound in bounds if bound is not None]
-    return max((float(each.max()) for each in finite if each.numel()), default=0.0)
+    held = [bound.detach().abs() for bound in bounds if bound is not None and bound.numel() and not bound.is_meta]
+    return max((float(bound.where(bound.isfinite(), 0.0).max()) for bound in held), default=0.0)
 
 
 class Bounds(NamedTuple):
@@ -62,7 +62,7 @@ class Bounds(NamedTuple):
         return low, high
 
     def _widened(self, bound: Tensor, dtype: torch.dtype) -> Tensor:
-        largest = torch.finfo(dtype).max
+        largest = min(torch.finfo(dtype).max, torch.finfo(bound.dtype).max)
         widened = bound + (bound.abs() + SCALE_SHARE * self.scale) * slack(dtype)
         return torch.where(bound == torch.inf, bound, widened.clamp(max=largest)).to(dtype)
 
@@ -116,33 +116,31 @@ class Clamp:
 
 @dataclass(frozen=True)
 class Smooth:
-    """The trainable FitReLU: `x * sigmoid(slope * (upper - x) / width)`, and the same below.
+    """The trainable FitReLU: `x * sigmoid(slope * (1 - x / upper))`, and the same below with `lower`.
 
     After FitAct's public re-implementation, `max(0, x - x * sigmoid(k * (x - bound)))` with k = 20, but
-    with the slope relative to the bound's width (upper - lower; a free lower side counts as 0), since
-    an absolute one is wide for a layer that peaks at 1 and nothing for one that peaks at 20.
-    Far beyond the bound the value goes to 0, not to the bound. Infinities and NaN give 0.
+    with the slope relative to the bound, since an absolute one is wide for a layer that peaks at 1 and
+    nothing for one that peaks at 20. Far beyond the bound the value goes to 0, not to the bound.
+    Infinities and NaN give 0.
     """
 
     slope: float = 20.0
     name = "smooth"
 
     def __call__(self, values: Tensor, bounds: HasLimits) -> Tensor:
-        upper, lower = bounds.upper, bounds.lower
-        # The product form would make NaN of an infinity (inf * 0), in the gradient too.
-        finite = torch.where(values.isfinite(), values, 0.0)
-        width = _width(lower, upper)
-        if upper is not None:
-            finite = finite * torch.sigmoid(self.slope * (upper - values) / width)
-        if lower is not None:
-            finite = finite * torch.sigmoid(self.slope * (values - lower) / width)
-        return torch.where(values.isfinite(), finite, 0.0)
+        # The product below would make NaN of an infinity (inf * 0), in the gradient too.
+        values = values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        passed = values
+        if bounds.upper is not None:
+            passed = passed * torch.sigmoid((bounds.upper - values) * (self.slope / _size(bounds.upper)))
+        if bounds.lower is not None:
+            passed = passed * torch.sigmoid((values - bounds.lower) * (self.slope / _size(bounds.lower)))
+        return passed
 
 
-def _width(lower: Tensor | None, upper: Tensor | None) -> Tensor:
-    span = (0.0 if upper is None else upper) - (0.0 if lower is None else lower)
-    assert isinstance(span, Tensor)  # one side at least is bounded
-    return span.detach().abs().clamp(min=1e-6)
+def _size(bound: Tensor) -> Tensor:
+    """What the slope is relative to: the bound's own size, and something for a bound at 0 or infinity."""
+    return bound.detach().abs().nan_to_num(posinf=1.0).clamp(min=1e-6)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 errors nodes source
 granularity policies batches statistics
-spec
+spec holdout
 bounded
 sites
 layout

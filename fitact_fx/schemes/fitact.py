@@ -6,17 +6,21 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fitact_fx import granularity, policies
-from fitact_fx.learning import Record
+from fitact_fx.learning import Learning, Record, learn_bounds
 from fitact_fx.sites import Site
 from fitact_fx.spec import Spec
 
 
+_DEFAULT = Learning()
+
+
 @dataclass(frozen=True)
 class FitAct:
-    """One learned bound per neuron (or channel, or layer), zero beyond it."""
+    """One learned bound per neuron (or channel, or layer), zero beyond it; `learning` says how they are learned."""
 
     granularity: str = "neuron"
     policy: str = "zero"
+    learning: Learning = _DEFAULT
     name = "fitact"
 
     def place(self, sites: tuple[Site, ...], graph_module: GraphModule) -> dict[str, Spec]:
@@ -25,8 +29,8 @@ class FitAct:
         return {site.name: spec for site in sites}
 
     def fit(self, hard: GraphModule, data: Any, max_drop: float, seed: int) -> Record:
-        """Learn the bounds."""
-        return Record(0)
+        """Learn every bound with the weights frozen; see `fitact_fx.learning`."""
+        return learn_bounds(hard, data, self.learning, max_drop, seed)
 
 
 SCHEME = FitAct()

@@ -1,0 +1,56 @@
+"""Data in two parts, one to learn from and one to check on.
+
+Each sample goes by a digest of its own content, so the split is the same in any order, in any batches
+and in every pass over a shuffling DataLoader, and copies of a sample fall on one side. (Random
+augmentation makes new samples at every pass, and these fall on either side.)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fitact_fx.batches import Batch, as_batches
+from fitact_fx.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """`data` split at a digest: samples at or below `threshold` are held out.
+
+    `held_out` samples of them in `batches` batches, as counted in one pass.
+    """
+
+    data: object
+    threshold: bytes
+    held_out: int
+    batches: int
+
+    @classmethod
+    def of(cls, data: object, share: float) -> "Holdout":
+        """Hold out `share` of the samples, at least one; CalibrationError if that leaves none to learn from."""
+        per_batch = [batch.fingerprints() for batch in as_batches(data)]
+        digests = sorted(digest for batch in per_batch for digest in batch)
+        threshold = digests[max(0, round(share * len(digests)) - 1)]
+        held_out = sum(digest <= threshold for digest in digests)
+        if held_out == len(digests):
+            raise CalibrationError(
+                f"of the {len(digests)} samples in the data, {len(set(digests))} differ: too few to learn from some "
+                "and check on others;\n  pass more data"
+            )
+        return cls(data, threshold, held_out, len(per_batch))
+
+    def learning_batches(self) -> Iterator[Batch]:
+        """The samples to learn from, over and over."""
+        while True:
+            yield from self._part(held_out=False)
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        """The samples to check on, once."""
+        return self._part(held_out=True)
+
+    def _part(self, *, held_out: bool) -> Iterator[Batch]:
+        for batch in as_batches(self.data):
+            chosen = [(digest <= self.threshold) == held_out for digest in batch.fingerprints()]
+            if any(chosen):
+                yield batch.samples(torch.tensor(chosen).nonzero().flatten())

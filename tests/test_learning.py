@@ -1,0 +1,330 @@
+"""Learning bounds: what it must reach, and what it must leave alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fitact_fx
+from fitact_fx.batches import as_batches
+from fitact_fx.errors import CalibrationError, RecipeError, SiteError
+from fitact_fx.holdout import Holdout
+from fitact_fx.learning import Learning
+from fitact_fx.policies import Bounds, Smooth
+from fitact_fx.schemes.fitact import FitAct
+from fitact_fx.schemes.ranger import Ranger
+
+QUICK = FitAct(learning=Learning(steps=20))
+
+
+class SmallNet(nn.Module):
+    def __init__(self, activation=F.relu):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.linear = nn.Linear(6 * 16, 3)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.linear(self.activation(self.norm(self.conv(x))).flatten(1))
+
+
+def problem(count=192, seed=0):
+    """Images (count, 1, 4, 4) with the brightest of three bands as their class."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, 1, 4, 4, generator=generator)
+    return x, x[:, 0, :3].sum(2).argmax(1)
+
+
+def trained(activation=F.relu):
+    torch.manual_seed(0)
+    model = SmallNet(activation)
+    x, y = problem(512, seed=1)
+    adam = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(60):
+        adam.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        adam.step()
+    adam.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+def in_batches(x, y=None, size=32):
+    return list(x.split(size)) if y is None else list(zip(x.split(size), y.split(size), strict=True))
+
+
+def calibrated(model, data, scheme=QUICK, **options):
+    hard = fitact_fx.harden(model, scheme=scheme, **options)
+    fitact_fx.calibrate(hard, data)
+    return hard
+
+
+def accuracy(network, x, y):
+    with torch.no_grad():
+        return (network(x).argmax(1) == y).float().mean().item()
+
+
+def held_out_part(data, share=0.2):
+    return list(Holdout.of(data, share).held_out_batches())
+
+
+def test_learning_tightens_bounds_and_the_record_says_what_it_did(model):
+    data = in_batches(*problem())
+    hard = calibrated(model, data)
+    before = fitact_fx.bounds(hard)["relu"][1]
+    record = fitact_fx.post_train(hard, data)
+    after = fitact_fx.bounds(hard)["relu"][1]
+    assert after.mean() < before.mean()
+    assert record.mean_bound_before == pytest.approx(before.mean().item())
+    assert record.mean_bound_after == pytest.approx(after.mean().item())
+    assert record.steps == len(record.losses) == 20
+    assert record.epochs == pytest.approx(20 / 6)
+    assert all(math.isfinite(loss) for loss in record.losses)
+    assert record.losses[-1] < record.losses[0]
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 0.01, 0.05])
+def test_bounds_that_break_the_limit_are_never_returned(model, max_drop):
+    x, y = problem()
+    data = in_batches(x, y)
+    greedy = FitAct(learning=Learning(steps=30, learning_rate=0.1, tightening=50.0))
+    hard = calibrated(model, data, greedy)
+    record = fitact_fx.post_train(hard, data, max_drop=max_drop)
+    part = held_out_part(data)
+    held_x = torch.cat([batch.args[0] for batch in part])
+    held_y = torch.cat([batch.targets for batch in part])
+    drop = accuracy(model, held_x, held_y) - accuracy(hard, held_x, held_y)
+    assert drop <= max_drop + 1e-9
+    assert record.held_out == len(held_x)
+    assert record.drop == pytest.approx(drop, abs=1e-6)
+    assert record.clean_accuracy == pytest.approx(accuracy(model, held_x, held_y), abs=1e-6)
+    assert record.kept < 1.0, "this learning is greedy enough that the limit must have held it back"
+
+
+def test_calibrated_bounds_that_cost_too_much_already_are_refused_and_stay(model):
+    data = in_batches(*problem())
+    hard = fitact_fx.harden(model, scheme=QUICK)
+    fitact_fx.set_bounds(hard, {"*": (None, 1e-3)})
+    with pytest.raises(
+        CalibrationError, match=r"calibrated bounds themselves cost .* points .* max_drop allows \(0.50\)"
+    ):
+        fitact_fx.post_train(hard, data)
+    assert fitact_fx.bounds(hard)["relu"][1].item() == pytest.approx(1e-3)
+
+
+def test_without_labels_the_clean_model_is_the_target(model):
+    x, _ = problem()
+    hard = calibrated(model, in_batches(x))
+    record = fitact_fx.post_train(hard, in_batches(x), max_drop=0.02)
+    assert record.clean_accuracy == 1.0, "the clean model always agrees with itself"
+    with torch.no_grad():
+        agreement = (model(x).argmax(1) == hard(x).argmax(1)).float().mean().item()
+    assert agreement > 0.95
+
+
+def test_nothing_but_bounds_changes():
+    model = trained()
+    model.train()
+    model.norm.eval()
+    model.conv.weight.requires_grad_(False)
+    x, y = problem()
+    data = in_batches(x, y)
+    hard = calibrated(model, data)
+    hard.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    frozen = {name: value.clone() for name, value in hard.state_dict().items() if "bound" not in name}
+    state = torch.get_rng_state()
+    fitact_fx.post_train(hard, data, max_drop=0.05)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for name, value in frozen.items():
+        assert torch.equal(hard.state_dict()[name], value), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.conv.weight.requires_grad
+    assert model.linear.weight.requires_grad
+    assert model.training
+    assert not model.norm.training
+    assert all(module.training for module in hard.modules())
+    upper = fitact_fx.bounds(hard)["relu"][1]
+    assert not upper.requires_grad
+
+
+def test_a_shuffling_loader_draws_nothing_from_the_global_generator(model):
+    loader = DataLoader(TensorDataset(*problem()), batch_size=32, shuffle=True)
+    hard = calibrated(model, loader)
+    state = torch.get_rng_state()
+    fitact_fx.post_train(hard, loader, max_drop=0.05)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_same_seed_learns_the_same_bounds_from_a_shuffling_loader(model):
+    def learned(seed):
+        loader = DataLoader(TensorDataset(*problem()), batch_size=32, shuffle=True)
+        hard = calibrated(model, loader)
+        fitact_fx.post_train(hard, loader, max_drop=0.05, seed=seed)
+        return fitact_fx.bounds(hard)["relu"][1]
+
+    assert torch.equal(learned(3), learned(3))
+    assert not torch.equal(learned(3), learned(4))
+
+
+def test_the_holdout_is_the_same_in_any_order_and_any_batches():
+    x, y = problem(100)
+
+    def held(order, size):
+        data = in_batches(x[order], y[order], size)
+        rows = torch.cat([batch.args[0] for batch in held_out_part(data)])
+        return {row.numpy().tobytes() for row in rows}
+
+    straight = held(torch.arange(100), 32)
+    shuffled = held(torch.randperm(100, generator=torch.Generator().manual_seed(5)), 7)
+    assert straight == shuffled
+    assert len(straight) == 20
+
+
+def test_the_two_parts_share_no_sample_and_lose_none():
+    x, y = problem(90)
+    doubled = in_batches(torch.cat([x, x]), torch.cat([y, y]), 16)
+    holdout = Holdout.of(doubled, 0.2)
+    held = [row.numpy().tobytes() for batch in holdout.held_out_batches() for row in batch.args[0]]
+    learned = []
+    for batch in holdout.learning_batches():
+        learned += [row.numpy().tobytes() for row in batch.args[0]]
+        if len(learned) + len(held) >= 180:
+            break
+    assert not set(held) & set(learned)
+    assert set(held) | set(learned) == {row.numpy().tobytes() for row in x}
+
+
+def test_too_few_different_samples_are_refused(model):
+    x = torch.rand(1, 1, 4, 4).expand(8, 1, 4, 4)
+    hard = calibrated(model, [x])
+    with pytest.raises(CalibrationError, match="of the 8 samples in the data, 1 differ: too few"):
+        fitact_fx.post_train(hard, [x])
+
+
+def test_an_interrupted_learning_leaves_the_calibrated_bounds(model):
+    data = in_batches(*problem())
+    hard = calibrated(model, data)
+    before = fitact_fx.bounds(hard)["relu"][1]
+
+    class Interrupted:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            for number, batch in enumerate(data):
+                if self.passes == 2 and number == 3:
+                    raise KeyboardInterrupt
+                yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        fitact_fx.post_train(hard, Interrupted())
+    assert torch.equal(fitact_fx.bounds(hard)["relu"][1], before)
+    assert type(next(iter(fitact_fx.bounds(hard).values()))[1]) is torch.Tensor
+    with torch.no_grad():
+        assert torch.equal(hard(data[0][0]), model(data[0][0])), "the hard policy is back in place"
+
+
+def test_two_sided_activations_learn_both_sides():
+    model = trained(F.gelu)
+    data = in_batches(*problem())
+    hard = calibrated(model, data)
+    lower, upper = fitact_fx.bounds(hard)["gelu"]
+    fitact_fx.post_train(hard, data, max_drop=0.05)
+    new_lower, new_upper = fitact_fx.bounds(hard)["gelu"]
+    assert new_upper[upper > 0].mean() < upper[upper > 0].mean()
+    assert new_lower[lower < 0].mean() > lower[lower < 0].mean()
+    assert torch.equal(new_lower[lower >= 0], lower[lower >= 0]), "shrinking these would loosen them"
+
+
+def test_bounds_at_zero_and_infinity_stay_what_they_are(model):
+    data = in_batches(*problem())
+    hard = calibrated(model, data)
+    upper = fitact_fx.bounds(hard)["relu"][1]
+    upper[0, 0], upper[0, 1] = 0.0, torch.inf
+    fitact_fx.set_bounds(hard, {"relu": (None, upper)})
+    fitact_fx.post_train(hard, data, max_drop=1.0)
+    learned = fitact_fx.bounds(hard)["relu"][1]
+    assert torch.equal(learned[0, 0], torch.zeros(4, 4))
+    assert torch.equal(learned[0, 1], torch.full((4, 4), torch.inf))
+    assert learned.isnan().sum() == 0
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "neuron"])
+def test_every_granularity_learns(model, granularity):
+    data = in_batches(*problem())
+    hard = calibrated(model, data, granularity=granularity)
+    before = fitact_fx.bounds(hard)["relu"][1]
+    fitact_fx.post_train(hard, data, max_drop=0.05)
+    after = fitact_fx.bounds(hard)["relu"][1]
+    assert after.shape == before.shape
+    assert after.mean() < before.mean()
+
+
+def test_harden_with_data_calibrates_and_learns(model):
+    data = in_batches(*problem())
+    at_once = fitact_fx.harden(model, scheme=QUICK, data=data, max_drop=0.02, seed=1)
+    by_hand = calibrated(model, data)
+    fitact_fx.post_train(by_hand, data, max_drop=0.02, seed=1)
+    assert torch.equal(fitact_fx.bounds(at_once)["relu"][1], fitact_fx.bounds(by_hand)["relu"][1])
+
+
+def test_learning_before_calibration_is_refused(model):
+    with pytest.raises(SiteError, match=r"bounds of relu are not set;\n  run fitact_fx.calibrate before post_train"):
+        fitact_fx.post_train(fitact_fx.harden(model), in_batches(*problem()))
+
+
+def test_a_scheme_that_learns_nothing_says_so(model):
+    hard = calibrated(model, in_batches(*problem()), Ranger())
+    with pytest.raises(RecipeError, match="ranger"):
+        fitact_fx.post_train(hard, in_batches(*problem()))
+
+
+def test_the_smooth_form_is_the_published_one_with_a_relative_slope():
+    values = np.linspace(-1, 12, 400).astype(np.float32)
+    bound, slope = 4.0, 20.0
+    k = slope / bound
+    published = np.maximum(0, values - values / (1 + np.exp(-k * (values.astype(np.float64) - bound))))
+    ours = Smooth(slope)(torch.from_numpy(values).relu(), Bounds(None, torch.tensor(bound), 0.0, bound))
+    np.testing.assert_allclose(ours.numpy(), published, atol=1e-5)
+
+
+def test_the_gradient_of_the_smooth_form_is_its_slope_by_finite_differences():
+    values = torch.linspace(0.1, 6, 50, dtype=torch.float64)
+    bound = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    scale = 4.0  # the slope is relative to the bound as it stands, which does not move with the gradient
+
+    def total(at):
+        return (values * torch.sigmoid((at - values) * 20.0 / scale)).sum()
+
+    Smooth(20.0)(values, Bounds(None, bound, 0.0, scale)).sum().backward()
+    numeric = (total(4.0 + 1e-6) - total(4.0 - 1e-6)) / 2e-6
+    assert bound.grad.item() == pytest.approx(numeric.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_the_smooth_form_turns_what_is_not_finite_into_zero_with_a_finite_gradient(bad):
+    values = torch.tensor([1.0, bad, 2.0], requires_grad=True)
+    upper = torch.tensor(3.0, requires_grad=True)
+    result = Smooth()(values, Bounds(torch.tensor(-1.0), upper, -math.inf, 3.0))
+    assert result[1] == 0
+    result.sum().backward()
+    assert values.grad.isfinite().all()
+    assert upper.grad.isfinite()
+
+
+def test_batches_without_labels_and_with_none_are_the_same():
+    x, _ = problem(8)
+    assert next(as_batches([(x, None)])).targets is None
+    assert next(as_batches([x])).targets is None
