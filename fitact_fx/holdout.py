@@ -18,19 +18,18 @@ from fitact_fx.errors import CalibrationError
 class Holdout:
     """`data` split at a digest: samples at or below `threshold` are held out.
 
-    `held_out` samples of them in `batches` batches, as counted in one pass.
+    There are `held_out` of these and `learned` others.
     """
 
     data: object
     threshold: bytes
     held_out: int
-    batches: int
+    learned: int
 
     @classmethod
     def of(cls, data: object, share: float) -> "Holdout":
         """Hold out `share` of the samples, at least one; CalibrationError if that leaves none to learn from."""
-        per_batch = [batch.fingerprints() for batch in as_batches(data)]
-        digests = sorted(digest for batch in per_batch for digest in batch)
+        digests = sorted(digest for batch in as_batches(data) for digest in batch.fingerprints())
         threshold = digests[max(0, round(share * len(digests)) - 1)]
         held_out = sum(digest <= threshold for digest in digests)
         if held_out == len(digests):
@@ -38,12 +37,14 @@ class Holdout:
                 f"of the {len(digests)} samples in the data, {len(set(digests))} differ: too few to learn from some "
                 "and check on others;\n  pass more data"
             )
-        return cls(data, threshold, held_out, len(per_batch))
+        return cls(data, threshold, held_out, len(digests) - held_out)
 
-    def learning_batches(self) -> Iterator[Batch]:
-        """The samples to learn from, over and over."""
+    def learning_batches(self, size: int) -> Iterator[Batch]:
+        """The samples to learn from, over and over, at most `size` at a time."""
         while True:
-            yield from self._part(held_out=False)
+            for batch in self._part(held_out=False):
+                for places in torch.arange(batch.size).split(size):
+                    yield batch.samples(places)
 
     def held_out_batches(self) -> Iterator[Batch]:
         """The samples to check on, once."""

@@ -41,14 +41,15 @@ _BISECTIONS = 3  # to find how far learned bounds can be followed: to one eighth
 class Learning:
     """How bounds are learned.
 
-    `steps` of Adam at `learning_rate` (on the logarithm of the bounds, falling along a cosine);
-    the smooth form's slope grows from `slope_start` to `slope_end`; `tightening` weighs the mean
-    square of the bounds as shares of the calibrated ones against the loss (zeta in the
-    re-implementation); `labels` weighs the cross-entropy where there are labels; `held_out` is
-    the share of the samples that the clean accuracy is checked on and nothing is learned from.
+    `steps` of Adam, over at most `samples` samples each, at `learning_rate` (on the logarithm of the
+    bounds, falling along a cosine); the smooth form's slope grows from `slope_start` to `slope_end`;
+    `tightening` weighs the mean square of the bounds as shares of the calibrated ones against the loss
+    (zeta in the re-implementation); `labels` weighs the cross-entropy where there are labels; `held_out`
+    is the share of the samples that the clean accuracy is checked on and nothing is learned from.
     """
 
     steps: int = 150
+    samples: int = 128
     learning_rate: float = 0.02
     slope_start: float = 20.0
     slope_end: float = 100.0
@@ -104,10 +105,10 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
         stack.enter_context(_restored_on_error(learned))
         torch.manual_seed(seed)
         holdout = Holdout.of(data, learning.held_out)
-        losses = _descend(hard, learned, holdout, learning)
+        losses, seen = _descend(hard, learned, holdout, learning)
         clean, drop, kept = _drawn_back(hard, learned, holdout, max_drop)
     return Record(
-        epochs=learning.steps / holdout.batches,
+        epochs=seen / holdout.learned,
         steps=learning.steps,
         losses=tuple(losses),
         held_out=holdout.held_out,
@@ -144,12 +145,14 @@ class _Side:
         return squares.sum() / self.movable.sum().clamp(min=1)
 
 
-def _descend(hard: nn.Module, sides: list[_Side], holdout: Holdout, learning: Learning) -> list[float]:
+def _descend(hard: nn.Module, sides: list[_Side], holdout: Holdout, learning: Learning) -> tuple[list[float], int]:
+    """Learn; the loss of each step, and how many samples were seen."""
     thetas = [side.theta for side in sides]
     adam = torch.optim.Adam(thetas, lr=learning.learning_rate, betas=(0.9, 0.99))
     losses: list[float] = []
+    seen = 0
     steps = tqdm(range(learning.steps), "learning bounds", unit="step", delay=2, disable=None, leave=False)
-    for step, batch in zip(steps, holdout.learning_batches(), strict=False):
+    for step, batch in zip(steps, holdout.learning_batches(learning.samples), strict=False):
         progress = step / max(1, learning.steps - 1)
         adam.param_groups[0]["lr"] = learning.learning_rate * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
         slope = learning.slope_start * (learning.slope_end / learning.slope_start) ** progress
@@ -165,9 +168,10 @@ def _descend(hard: nn.Module, sides: list[_Side], holdout: Holdout, learning: Le
             for theta in thetas:  # a bound above all that was seen would protect less and keep no clean value
                 theta.clamp_(max=0.0)
         losses.append(float(loss.detach()))
+        seen += batch.size
     for side in sides:
         side.theta.requires_grad_(False)
-    return losses
+    return losses, seen
 
 
 def _task_loss(hard: nn.Module, batch: Batch, slope: float, learning: Learning) -> Tensor:

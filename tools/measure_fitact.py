@@ -84,11 +84,15 @@ def _page(options: argparse.Namespace, clean: dict[str, float], found: Accuracie
         "\n\n".join(
             [
                 f"# FitAct on {options.network}, CIFAR-10",
-                (f"`python tools/measure_fitact.py {options.network} --data DIR --trials {options.trials} "
-                f"--images {options.images} --train-images {options.train_images} --seed {options.seed}`"),
-                (f"Q15.16 bit flips over parameters and bounds; {options.trials} draws a rate, the same for every variant; "
-                f"{options.images} test images a draw; clean accuracy on all 10,000. Accuracy in %, with the 95 % "
-                f"bootstrap interval of the mean over draws. torch {torch.__version__}, {platform.machine()}."),
+                (
+                    f"`python tools/measure_fitact.py {options.network} --data DIR --trials {options.trials} "
+                    f"--images {options.images} --train-images {options.train_images} --seed {options.seed}`"
+                ),
+                (
+                    f"Q15.16 bit flips over parameters and bounds; {options.trials} draws a rate, the same for every "
+                    f"variant; {options.images} test images a draw; clean accuracy on all 10,000. Accuracy in %, with the 95 % "
+                    f"bootstrap interval of the mean over draws. torch {torch.__version__}, {platform.machine()}."
+                ),
                 tabulate(rows, ["variant", "clean", *heads], tablefmt="github"),
                 "Worst draw:",
                 tabulate(worst, ["variant", *heads], tablefmt="github"),

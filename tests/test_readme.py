@@ -1,0 +1,33 @@
+"""The README's example runs as it stands and prints what the README shows."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+NUMBER = re.compile(r"[\d.]+")
+
+
+def blocks():
+    """The example and, behind it, what the README says it prints."""
+    example, shown = re.search(r"```python\n(.*?)```\n+```\n(.*?)```", README, re.DOTALL).groups()
+    return example, shown
+
+
+def test_the_example_prints_what_the_readme_shows():
+    pytest.importorskip("sklearn", reason="the example's digits are scikit-learn's")
+    example, shown = blocks()
+    run = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert NUMBER.sub("#", run.stdout) == NUMBER.sub("#", shown)
+    # Another processor rounds differently while training, so the figures are held to a few points.
+    printed, expected = ([float(n) for n in NUMBER.findall(text)] for text in (run.stdout, shown))
+    assert printed == pytest.approx(expected, abs=6)
+
+
+def test_the_example_is_as_short_as_it_says():
+    example, _ = blocks()
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
