@@ -34,6 +34,19 @@ def autocast_state() -> tuple[object, ...]:
 
 
 @contextmanager
+def other_autocast() -> Iterator[None]:
+    """Autocast is on inside where it was off, and off where it was on: a region that fixes it shows itself."""
+    before = {device: torch.is_autocast_enabled(device) for device in _DEVICES}
+    try:
+        for device, enabled in before.items():
+            torch.set_autocast_enabled(device, not enabled)
+        yield
+    finally:
+        for device, enabled in before.items():
+            torch.set_autocast_enabled(device, enabled)
+
+
+@contextmanager
 def random_states_kept() -> Iterator[None]:
     """The global generators are the user's: whatever is drawn inside is given back behind."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -6,7 +6,7 @@ keyword arguments, or a dict of keyword arguments with `labels` among them.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """How many samples it holds."""
-        return len(self.tensors[0])
+        return next((len(tensor) for tensor in self.tensors if tensor.ndim), 0)
 
     def samples(self, kept: Tensor) -> "Batch":
         """The samples whose place is in `kept`, an index tensor."""
@@ -67,7 +67,7 @@ def as_batches(data: object) -> Iterator[Batch]:
     empty = True
     for number, item in enumerate(data):
         batch = _as_batch(item)
-        if not batch.tensors or batch.size == 0:
+        if batch.size == 0:
             raise CalibrationError(f"batch {number} holds no samples;\n  drop empty batches from the data")
         if any(tensor.is_floating_point() and not tensor.isfinite().all() for tensor in batch.tensors):
             raise CalibrationError(
@@ -91,7 +91,11 @@ def _as_batch(item: object) -> Batch:
         return _with_inputs(item[0], None)
     if isinstance(item, Sequence) and len(item) == 2 and (item[1] is None or isinstance(item[1], Tensor)):
         return _with_inputs(item[0], item[1])
-    raise CalibrationError(
+    raise _unreadable(item)
+
+
+def _unreadable(item: object) -> CalibrationError:
+    return CalibrationError(
         f"cannot read a batch of type {type(item).__name__};\n"
         "  give a tensor, (inputs, targets) with inputs a tensor, tuple or dict, or a dict of keyword arguments"
     )
@@ -102,7 +106,9 @@ def _with_inputs(inputs: object, targets: Tensor | None) -> Batch:
         return Batch((), dict(inputs), targets)
     if isinstance(inputs, tuple | list):
         return Batch(tuple(inputs), {}, targets)
-    return Batch((cast(Tensor, inputs),), {}, targets)
+    if isinstance(inputs, Tensor):
+        return Batch((inputs,), {}, targets)
+    raise _unreadable(inputs)
 
 
 def logits_of(output: object) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fitact_fx.errors import RecipeError, SiteError, UncalibratedWarning, site_message
-from fitact_fx.policies import Bounds, Policy, scale_of
+from fitact_fx.policies import Bounds, Pass, Policy, scale_of
 from fitact_fx.spec import Spec
 
 SIDES = ("lower", "upper")
@@ -69,9 +69,12 @@ class Bounded(nn.Module):
         return self.lower is not None or self.upper is not None
 
     def forward(self, values: Tensor) -> Tensor:
+        if isinstance(self.policy, Pass):
+            return values
         if not self.is_set:
-            # While calibration has exchanged the policy, an unset site is no surprise.
-            if self.policy is self.spec.policy and not torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                raise self._error("its bounds are not set", "run fitact_fx.calibrate or set_bounds before exporting")
+            if not torch.compiler.is_compiling():
                 self.notice.give()
             return values
         self._check_shape(values)
@@ -83,22 +86,33 @@ class Bounded(nn.Module):
         return Bounds(self.lower, self.upper, self.minimum, self.scale)
 
     def set_bounds(self, lower: Tensor | float | None, upper: Tensor | float | None) -> None:
-        """Set both sides; a number bounds the whole site. SiteError for NaN and for lower above upper."""
-        new = {"lower": self._placed(lower), "upper": self._placed(upper)}
-        if any(bound is not None and bound.isnan().any() for bound in new.values()):
-            raise self._error("a bound is NaN", "give a number, or infinity where the site should be free")
-        if new["lower"] is not None and new["upper"] is not None and (new["lower"] > new["upper"]).any():
-            raise self._error("a lower bound lies above its upper bound", "give them as (lower, upper)")
-        for side, bound in new.items():
-            setattr(self, side, bound)
+        """Set both sides; a number bounds the whole site. SiteError for what `checked` refuses."""
+        self.lower, self.upper = self.checked(lower, upper)
         self.scale = scale_of(self.lower, self.upper)
+
+    def checked(
+        self, lower: Tensor | float | None, upper: Tensor | float | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Copies of these bounds in the site's type and on its device; nothing is set.
+
+        SiteError for NaN, for a lower bound above its upper one, and for an infinity that lets nothing pass.
+        """
+        low, high = self._placed(lower), self._placed(upper)
+        if any(bound is not None and bound.isnan().any() for bound in (low, high)):
+            raise self._error("a bound is NaN", "give a number, or infinity where the site should be free")
+        if (low is not None and (low == torch.inf).any()) or (high is not None and (high == -torch.inf).any()):
+            raise self._error("a bound lets nothing pass", "where a side should be free, give (-inf, inf)")
+        if low is not None and high is not None and (low > high).any():
+            raise self._error("a lower bound lies above its upper bound", "give them as (lower, upper)")
+        return low, high
 
     def _placed(self, bound: Tensor | float | None) -> Tensor | None:
         if bound is None:
             return None
-        placed = torch.as_tensor(bound).detach().to(self.placement, copy=True)
+        given = bound.detach() if isinstance(bound, Tensor) else torch.as_tensor(bound, dtype=torch.float64)
+        placed = given.to(self.placement, copy=True)
         # A finite bound that a narrower type cannot hold must not turn into "no bound".
-        overflowed = placed.isinf() & ~torch.as_tensor(bound).isinf().to(placed.device)
+        overflowed = placed.isinf() & ~given.isinf().to(placed.device)
         largest = torch.finfo(placed.dtype).max
         return torch.where(overflowed, placed.clamp(-largest, largest), placed)
 
@@ -112,17 +126,19 @@ class Bounded(nn.Module):
 
     def shape_error(self, bound: Tensor, values: Tensor) -> SiteError:
         """The bounds belong to activations of another shape."""
-        kind = self.spec.granularity.name
-        seen, now = tuple(bound.shape[1:]), tuple(values.shape[1:])
-        problem = f"its {kind} bounds were calibrated for {seen} and it now gets {now}"
-        coarser = "channel" if kind == "neuron" else "layer"
-        return self._error(problem, f'calibrate again at this input size, or harden with granularity="{coarser}"')
+        kind, shape = self.spec.granularity.name, tuple(values.shape)
+        if kind == "neuron" and bound.ndim == values.ndim:
+            problem = f"its neuron bounds were calibrated for {tuple(bound.shape[1:])} and it now gets {shape[1:]}"
+            remedy = 'calibrate again at this input size, or harden with granularity="channel"'
+            return self._error(problem, remedy)
+        problem = f"its {kind} bounds have shape {tuple(bound.shape)}"
+        problem += f", and activations of shape {shape} need {self.bound_shape(values)}"
+        return self._error(problem, "calibrate again with such inputs, or set bounds of that shape")
 
     def _check_shape(self, values: Tensor) -> None:
-        expected = self.bound_shape(values)
         for bound in (self.lower, self.upper):
-            # A bound without dimensions was set by hand, one number for the whole site.
-            if bound is not None and bound.ndim > 0 and tuple(bound.shape) != expected:
+            # A bound without dimensions is one number for the whole site, whatever its granularity.
+            if bound is not None and bound.ndim > 0 and tuple(bound.shape) != self.bound_shape(values):
                 raise self.shape_error(bound, values)
 
     def _error(self, problem: str, remedy: str) -> SiteError:
@@ -149,6 +165,10 @@ class Bounded(nn.Module):
                     torch.empty_like(saved, dtype=self.placement.dtype, device=self.placement.device),
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        for side in SIDES:
+            saved, bound = state_dict.get(prefix + side), getattr(self, side)
+            if isinstance(saved, Tensor) and bound.dtype != saved.dtype and bound.shape == saved.shape:
+                setattr(self, side, self._placed(saved))
         self.scale = scale_of(self.lower, self.upper)
 
     def extra_repr(self) -> str:

@@ -20,7 +20,7 @@ class Neuron:
     name = "neuron"
 
     def bound_shape(self, shape: Shape) -> Shape:
-        return (1, *shape[1:])
+        return (1, *shape[1:]) if shape else ()
 
     def shared_dims(self, shape: Shape) -> Shape:
         """The dimensions over which elements share a bound."""
@@ -77,7 +77,7 @@ NAMES = tuple(_BY_NAME)
 
 def named(name: str) -> Granularity:
     """The granularity of that name; RecipeError lists the valid ones."""
-    if name not in _BY_NAME:
+    if name not in NAMES:
         raise RecipeError(known("granularity", name, NAMES))
     return _BY_NAME[name]
 
@@ -92,7 +92,7 @@ def resolve(rule: GranularityRule, sites: tuple[str, ...]) -> dict[str, Granular
 
     Raises RecipeError for an unknown granularity and for a pattern that matches no site.
     """
-    patterns = {"*": rule} if isinstance(rule, str) else rule
+    patterns = rule if isinstance(rule, Mapping) else {"*": rule}
     chosen: dict[str, Granularity] = {}
     for pattern, name in patterns.items():
         hit = matching(pattern, sites)

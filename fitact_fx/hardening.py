@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from fitact_fx import granularity as granularities
 from fitact_fx import schemes
 from fitact_fx.bounded import Bounded, bounded_sites
-from fitact_fx.errors import SiteError
+from fitact_fx.errors import RecipeError, SiteError
 from fitact_fx.granularity import GranularityRule
 from fitact_fx.layout import channel_layouts
 from fitact_fx.learning import Record
@@ -99,15 +99,17 @@ def set_bounds(hard: nn.Module, new: Mapping[str, tuple[Tensor | float | None, T
     changed. Raises RecipeError for a glob that matches nothing, SiteError for bounds that make no sense.
     """
     sites = _require_sites(hard)
-    chosen = {name: pair for pattern, pair in new.items() for name in granularities.matching(pattern, tuple(sites))}
-    before = {name: (sites[name].lower, sites[name].upper) for name in chosen}
-    try:
-        for name, (lower, upper) in chosen.items():
-            sites[name].set_bounds(lower, upper)
-    except Exception:
-        for name, (lower, upper) in before.items():
-            sites[name].lower, sites[name].upper = lower, upper
-        raise
+    names = tuple(sites)
+    chosen = {name: _pair(pattern, new[pattern]) for pattern in new for name in granularities.matching(pattern, names)}
+    checked = {name: sites[name].checked(*pair) for name, pair in chosen.items()}
+    for name, pair in checked.items():
+        sites[name].set_bounds(*pair)
+
+
+def _pair(pattern: str, given: Any) -> tuple[Tensor | float | None, Tensor | float | None]:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise RecipeError(f"the bounds for {pattern!r} are {given!r};\n  give (lower, upper), None for a free side")
+    return given[0], given[1]
 
 
 def sites_to_harden(graph_module: GraphModule) -> tuple[Site, ...]:

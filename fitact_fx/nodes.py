@@ -1,7 +1,12 @@
 """Reading one node of a graph: what it calls, and with which arguments."""
 
+import inspect
+from types import FunctionType
+
 from torch import nn
 from torch.fx import GraphModule, Node
+
+_IN_PLACE_OPERATORS = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor setitem __setitem__".split())
 
 
 def called_module(node: Node) -> nn.Module:
@@ -23,12 +28,35 @@ def called_name(node: Node) -> str:
 
 
 def operator_name(node: Node) -> str:
-    """One word for all spellings: `x.flatten(1)`, `torch.flatten(x, 1)` and `nn.Flatten()` are `flatten`."""
+    """One word for all spellings: `x.flatten(1)`, `torch.flatten(x, 1)` and `nn.Flatten()` are `flatten`.
+
+    A function that is not torch's own keeps its full name: a user's `split` may do anything.
+    """
     if node.op == "call_module":
         return type(called_module(node)).__name__.lower()
+    if isinstance(node.target, FunctionType) and not f"{node.target.__module__}.".startswith("torch."):
+        return f"{node.target.__module__}.{node.target.__qualname__}"
     return called_name(node).strip("_")
 
 
 def argument(node: Node, position: int, name: str) -> object:
     """An argument of a call, by place or by name; None if it is not given."""
     return node.args[position] if position < len(node.args) else node.kwargs.get(name)
+
+
+def inplace_position(node: Node) -> int:
+    """Where this call's `inplace` flag stands. Built-in functions have none and end in an underscore instead."""
+    parameters = list(inspect.signature(node.target).parameters) if isinstance(node.target, FunctionType) else []
+    return parameters.index("inplace") if "inplace" in parameters else len(node.args)
+
+
+def overwrites_input(node: Node) -> bool:
+    """Whether this call changes the memory of its first input (a flag that is no constant counts as set)."""
+    if node.op == "call_module":
+        return bool(getattr(called_module(node), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = called_name(node)
+    if name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
+        return True
+    return bool(argument(node, inplace_position(node), "inplace")) or node.kwargs.get("out") is not None

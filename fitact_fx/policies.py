@@ -62,16 +62,16 @@ class Bounds(NamedTuple):
         return low, high
 
     def _widened(self, bound: Tensor, dtype: torch.dtype) -> Tensor:
-        largest = min(torch.finfo(dtype).max, torch.finfo(bound.dtype).max)
-        widened = bound + (bound.abs() + SCALE_SHARE * self.scale) * slack(dtype)
-        return torch.where(bound == torch.inf, bound, widened.clamp(max=largest)).to(dtype)
+        wide = bound.to(torch.promote_types(bound.dtype, dtype))  # neither type may round or overflow the other's
+        widened = (wide + (wide.abs() + SCALE_SHARE * self.scale) * slack(dtype)).to(dtype)
+        return torch.where(bound == torch.inf, bound.to(dtype), widened.clamp(max=torch.finfo(dtype).max))
 
 
 def _free(other: Tensor | None, minimum: float, dtype: torch.dtype) -> Tensor:
     """The least value on a side that has no bound, where the other side's bound is `other`."""
     assert other is not None  # a site with no bound at all is not asked
     least = max(minimum, torch.finfo(dtype).min)
-    return torch.where(other.isinf(), -torch.inf, least).to(dtype)
+    return torch.full_like(other, least, dtype=dtype).masked_fill(other.isinf(), -torch.inf)
 
 
 class HasLimits(Protocol):
@@ -106,8 +106,9 @@ class Clamp:
 
     def __call__(self, values: Tensor, bounds: HasLimits) -> Tensor:
         low, high = bounds.limits(values.dtype)
-        upper = high if bounds.upper is None else bounds.upper.to(values.dtype)
-        lower = low if bounds.lower is None else bounds.lower.to(values.dtype)
+        # A bound too large for the values' type is infinite in it, and its limit is not.
+        upper = high if bounds.upper is None else torch.minimum(bounds.upper.to(values.dtype), high)
+        lower = low if bounds.lower is None else torch.maximum(bounds.lower.to(values.dtype), low)
         # A NaN value meets both replacements; one that is left (a fault in the bound itself) goes last.
         clamped = torch.where(values <= high, values, torch.where(values != values, 0.0, upper))
         clamped = torch.where(clamped >= low, clamped, torch.where(values != values, 0.0, lower))

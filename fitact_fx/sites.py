@@ -4,10 +4,9 @@ A site is one call of an activation in a graph, in any spelling: a module, a fun
 method, in place or not, or a clamp at zero under another name.
 """
 
-import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FunctionType
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.bounded import Bounded
-from fitact_fx.nodes import argument, called_module, called_name, owning_module
+from fitact_fx.nodes import argument, called_module, called_name, inplace_position, overwrites_input, owning_module
 from fitact_fx.source import owner_path, source_line
 
 FREE = -torch.inf
@@ -89,27 +88,32 @@ class Site:
 
 def find_sites(graph_module: GraphModule) -> tuple[Site, ...]:
     """Every activation of the graph that does not feed a bound yet, in call order."""
-    calls: dict[str, int] = {}
+    kinds = {node: kind for node in graph_module.graph.nodes if (kind := kind_of(node)) is not None}
+    bases = {node: _base_name(node, kind) for node, kind in kinds.items()}
+    taken: set[str] = set()
     found = []
-    for node in graph_module.graph.nodes:
-        kind = kind_of(node)
-        if kind is None:
-            continue
-        base = _base_name(node, kind)
-        count = calls[base] = calls.get(base, -1) + 1
-        if feeds_bound(node):
-            continue
-        name = f"{base}_{count}" if count else base
-        minimum = _minimum(node, kind)
-        found.append(Site(name, kind.name, owner_path(node), source_line(node), is_inplace(node), minimum, node))
+    for node, kind in kinds.items():
+        name = _free_name(bases[node], taken, frozenset(bases.values()))
+        taken.add(name)
+        if not feeds_bound(node):
+            minimum = _minimum(node, kind)
+            inplace = overwrites_input(node)
+            found.append(Site(name, kind.name, owner_path(node), source_line(node), inplace, minimum, node))
     return tuple(found)
+
+
+def _free_name(base: str, taken: set[str], bases: frozenset[str]) -> str:
+    """`relu`, then `relu_1`, unless that is the name of an activation itself."""
+    if base not in taken:
+        return base
+    numbered = (f"{base}_{count}" for count in itertools.count(1))
+    return next(name for name in numbered if name not in taken and name not in bases)
 
 
 def kind_of(node: Node) -> Kind | None:
     """The kind of activation this node calls, or None."""
     if node.op == "call_module":
-        types = type(called_module(node)).__mro__
-        return next((_BY_MODULE[cls] for cls in types if cls in _BY_MODULE), None)
+        return module_kind(called_module(node))
     if node.op == "call_function":
         return _BY_FUNCTION.get(node.target) or _clamp_kind(node)
     if node.op == "call_method":
@@ -117,16 +121,20 @@ def kind_of(node: Node) -> Kind | None:
     return None
 
 
+def module_kind(module: nn.Module) -> Kind | None:
+    """The kind of activation that a module is, subclasses included, or None."""
+    return next((_BY_MODULE[cls] for cls in type(module).__mro__ if cls in _BY_MODULE), None)
+
+
+def is_known_activation(module: nn.Module) -> bool:
+    """Whether a module is an activation and computes just that: nobody gave it another `forward`."""
+    kind = module_kind(module)
+    return kind is not None and type(module).forward is kind.module.forward and "forward" not in vars(module)
+
+
 def feeds_bound(node: Node) -> bool:
     """Whether a bound already stands behind this node."""
     return any(user.op == "call_module" and isinstance(called_module(user), Bounded) for user in node.users)
-
-
-def is_inplace(node: Node) -> bool:
-    """Whether this activation overwrites its input."""
-    if node.op == "call_module":
-        return bool(getattr(called_module(node), "inplace", False))
-    return called_name(node).endswith("_") or bool(argument(node, *_inplace_argument(node)))
 
 
 def make_out_of_place(node: Node) -> None:
@@ -134,8 +142,7 @@ def make_out_of_place(node: Node) -> None:
     if node.op == "call_module":
         called_module(node).inplace = False  # type: ignore[assignment]
     elif not called_name(node).endswith("_"):
-        position, _ = _inplace_argument(node)
-        node.args = node.args[:position]
+        node.args = node.args[: inplace_position(node)]
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
     elif node.target in _BY_FUNCTION:
         node.target = _BY_FUNCTION[node.target].functions[0]
@@ -153,19 +160,14 @@ def _base_name(node: Node, kind: Kind) -> str:
     return ".".join(filter(None, (owner_path(node), called)))
 
 
-def _inplace_argument(node: Node) -> tuple[int, str]:
-    """Where this call's `inplace` flag stands. Built-in functions have none and end in an underscore instead."""
-    parameters = list(inspect.signature(node.target).parameters) if isinstance(node.target, FunctionType) else []
-    position = parameters.index("inplace") if "inplace" in parameters else len(node.args)
-    return position, "inplace"
-
-
 def _minimum(node: Node, kind: Kind) -> float:
-    """The kind's least value, unless a subclass or a hook may have changed what the module gives."""
-    if node.op != "call_module":
-        return kind.minimum
-    module = called_module(node)
-    return kind.minimum if type(module) is kind.module and not module._forward_hooks else FREE
+    """The kind's least value, unless a subclass, a hook or a changed buffer may give another one."""
+    if node.op == "call_module":
+        module = called_module(node)
+        return kind.minimum if is_known_activation(module) and not module._forward_hooks else FREE
+    saved = owning_module(node).state_dict().keys()
+    loaded = any(each.op == "get_attr" and each.target in saved for each in node.all_input_nodes)
+    return FREE if loaded and kind.name == "relu" else kind.minimum
 
 
 def _clamp_kind(node: Node) -> Kind | None:

@@ -10,21 +10,23 @@ import torch
 from torch.fx import Node
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
+# Code that has no file of its own: a graph's, and Python's. `<stdin>` or a notebook's cell are a user's.
+_GENERATED = ("<eval_with_key>", "<frozen ")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 
 
-def user_frames(frame: FrameType | None, own_file: str, stop: str) -> str:
+def user_frames(frame: FrameType | None, own_files: frozenset[str], stop: str) -> str:
     """The model's own frames around `frame`, outermost first, written like a traceback.
 
-    Frames of torch and of `own_file` are left out; the walk ends at the function `stop` of `own_file`,
-    beyond which stands whoever asked for the trace.
+    Frames of torch and of `own_files` are left out; the walk ends at the function `stop` of one of
+    these, beyond which stands whoever asked for the trace.
     """
     lines: list[str] = []
     while frame is not None:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
-        if file == own_file and function == stop:
+        if file in own_files and function == stop:
             break
-        if file != own_file and not is_torch(file):
+        if file not in own_files and not is_torch(file):
             code = linecache.getline(file, frame.f_lineno).strip()
             lines.append(f'  File "{file}", line {frame.f_lineno}, in {function}\n    {code}')
         frame = frame.f_back
@@ -33,7 +35,7 @@ def user_frames(frame: FrameType | None, own_file: str, stop: str) -> str:
 
 def is_torch(file: str) -> bool:
     """Whether a source file belongs to torch itself (torchvision and others are users of it)."""
-    return file.startswith((_TORCH, "<"))
+    return file.startswith((_TORCH, *_GENERATED))
 
 
 def source_line(node: Node) -> str:

@@ -5,15 +5,16 @@ z = layer1.0.relu_bound(y)  ->   z = where(inside, x, 0)
 """
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
-from fitact_fx.bounded import Bounded
+from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module
@@ -32,7 +33,7 @@ class Folded(NamedTuple):
     high: Any
 
     def limits(self, dtype: object) -> tuple[Any, Any]:
-        """The widened bounds; they were folded for the type the bounds are stored in."""
+        """The widened bounds; they were folded for the type of the site's values."""
         return self.low, self.high
 
 
@@ -40,9 +41,13 @@ class Folded(NamedTuple):
 class Lower:
     """Replaces every bound by comparisons with constants, for evaluation mode.
 
-    The constants are the widened bounds of `policies.Bounds.limits`. A ReLU in front of a zeroing
-    bound disappears into it. Returns the names of the sites; SiteError for a site that is not set.
+    The constants are the widened bounds of `policies.Bounds.limits`, for values of the type that
+    `types` gives a site (autocast makes it another than the bounds' own, which is taken otherwise).
+    A ReLU in front of a zeroing bound disappears into it. Returns the names of the sites; SiteError
+    for a site that is not set.
     """
+
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
         sites = []
@@ -50,7 +55,8 @@ class Lower:
             module = called_module(node) if node.op == "call_module" else None
             if isinstance(module, Bounded):
                 sites.append(module.site)
-                _replace(node, _lowered(graph_module, node, module))
+                dtype = self.types.get(module.site, module.placement.dtype)
+                _replace(node, _lowered(graph_module, node, module, dtype))
             elif isinstance(module, ModeConstant):
                 _replace(node, module.evaluation_value)
             elif node.target is require_default:
@@ -62,11 +68,15 @@ class Lower:
         return tuple(sites)
 
 
-def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded) -> Node:
+def _refuse_unset(bounded: Bounded) -> None:
     if not bounded.is_set:
         problem, remedy = "its bounds are not set", "run fitact_fx.calibrate or set_bounds before lowering"
         raise SiteError(site_message(bounded.site, bounded.source, problem, remedy))
-    low, high = (limit.detach() for limit in bounded.bounds.limits(bounded.placement.dtype))
+
+
+def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded, dtype: torch.dtype) -> Node:
+    _refuse_unset(bounded)
+    low, high = (limit.detach() for limit in bounded.bounds.limits(dtype))
     source = node.args[0]
     if isinstance(bounded.policy, Zero) and bool((low == 0).all()) and _is_plain_relu(source, bounded):
         source = source.all_input_nodes[0]  # type: ignore[union-attr]
@@ -89,13 +99,30 @@ def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded) -> Node:
             constant("high", high),
         )
         result = bounded.policy(Proxy(source, tracer), folded)  # type: ignore[arg-type]
+        if low.ndim or high.ndim:
+            _assert_same_shape(result.node, source, bounded)  # type: ignore[attr-defined]
     return result.node  # type: ignore[attr-defined,no-any-return]
 
 
+def _assert_same_shape(result: Node, source: Any, bounded: Bounded) -> None:
+    """Activations of size 1 in some dimension would silently be spread over bounds of another size."""
+    graph = result.graph
+    shapes = tuple(graph.call_function(getattr, (each, "shape")) for each in (result, source))
+    message = f"site {bounded.site} ({bounded.source}) gets activations of another shape than its bounds are for"
+    graph.call_function(torch._assert, (graph.call_function(operator.eq, shapes), message))  # noqa: SLF001  as below
+
+
 def _is_plain_relu(source: Any, bounded: Bounded) -> bool:
-    """A ReLU that only this bound reads, with no hook or subclass to honour (its least value is known)."""
+    """A ReLU of one input that only this bound reads, with no hook or subclass to honour (its least value is known)."""
     kind = kind_of(source)
-    return kind is not None and kind.name == "relu" and bounded.minimum == 0 and len(source.users) == 1
+    if kind is None or kind.name != "relu" or bounded.minimum != 0 or len(source.users) > 1:
+        return False
+    # torch.maximum(x, zeros) has two inputs and may broadcast.
+    return len(source.all_input_nodes) == 1 and not (source.op == "call_module" and _has_hooks(called_module(source)))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001  there is no public way to ask
 
 
 def _replace(node: Node, by: Any) -> None:
@@ -119,18 +146,36 @@ def _plain_check(node: Node) -> None:
     node.graph.erase_node(node)
 
 
+def _types_seen(hard: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, torch.dtype]:
+    """Site name -> the type of its values on these inputs, under the autocast of the caller."""
+    seen: dict[str, torch.dtype] = {}
+
+    def note(bounded: Bounded, _: object, output: Tensor) -> None:
+        seen[bounded.site] = output.dtype
+
+    handles = [bounded.register_forward_hook(note) for bounded in bounded_sites(hard).values()]
+    with torch.no_grad():
+        hard(*example_inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
 def lower(hard: GraphModule, example_inputs: tuple[Any, ...], backend: str = "inductor") -> Any:
     """The hardened model for evaluation, compiled as one graph of plain operators.
 
-    Compiled here and now, by one run on `example_inputs` (a tuple of positional inputs); Parameters are
-    shared with `hard`, buffers and bounds are copied. `backend` is any of torch.compile's.
+    Compiled here and now, by one run on `example_inputs` (a tuple of positional inputs), for the autocast
+    that is on here; Parameters are shared with `hard`, buffers and bounds are copied. `backend` is any of
+    torch.compile's.
     Raises SiteError if a bound is not set, TracingError if `hard` cannot be put in evaluation mode.
     """
     from fitact_fx.ownership import owned_copy
     from fitact_fx.passes import apply
 
     own = owned_copy(hard).eval()
-    apply(own, Lower())  # type: ignore[arg-type]
+    for bounded in bounded_sites(own).values():
+        _refuse_unset(bounded)
+    apply(own, Lower(_types_seen(own, example_inputs)))  # type: ignore[arg-type]
     plain = GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
     compiled = torch.compile(plain, backend=backend, fullgraph=True)
     with torch.no_grad():

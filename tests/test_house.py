@@ -19,21 +19,25 @@ ROOT = Path(__file__).parents[1]
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
 errors nodes source
-granularity policies batches statistics
+granularity policies batches statistics dimensions
 spec holdout
 bounded
 sites
-layout
-ambience modes ownership
+layout refusals
+aliasing
+ambience modes ownership hidden proxies
+recording
 tracing faults ranges
 passes learning
 schemes
 recipe
 hardening
-saving verification
-campaigns reports models
+saving verification inspection
+campaigns models model_spec
+reports
 demo testing
 cli __init__
+__main__
 """
 LINE = {room: number for number, line in enumerate(ORDER.split("\n")) for room in line.split()}
 

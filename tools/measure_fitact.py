@@ -80,29 +80,28 @@ def _page(options: argparse.Namespace, clean: dict[str, float], found: Accuracie
     ]
     differences = [[f"{a} minus {b}", *(_difference(found, a, b, rate) for rate in RATES)] for a, b in pairs]
     heads = [f"{rate:g}" for rate in RATES]
-    return (
-        "\n\n".join(
-            [
-                f"# FitAct on {options.network}, CIFAR-10",
-                (
-                    f"`python tools/measure_fitact.py {options.network} --data DIR --trials {options.trials} "
-                    f"--images {options.images} --train-images {options.train_images} --seed {options.seed}`"
-                ),
-                (
-                    f"Q15.16 bit flips over parameters and bounds; {options.trials} draws a rate, the same for every "
-                    f"variant; {options.images} test images a draw; clean accuracy on all 10,000. Accuracy in %, with the 95 % "
-                    f"bootstrap interval of the mean over draws. torch {torch.__version__}, {platform.machine()}."
-                ),
-                tabulate(rows, ["variant", "clean", *heads], tablefmt="github"),
-                "Worst draw:",
-                tabulate(worst, ["variant", *heads], tablefmt="github"),
-                "Paired differences on the same draws, in points:",
-                tabulate(differences, ["difference", *heads], tablefmt="github"),
-                *notes,
-            ]
-        )
-        + "\n"
+    command = (
+        f"`python tools/measure_fitact.py {options.network} --data DIR --trials {options.trials} "
+        f"--images {options.images} --train-images {options.train_images} --seed {options.seed}`"
     )
+    conditions = (
+        f"Q15.16 bit flips over parameters and bounds; {options.trials} draws a rate, the same for every variant; "
+        f"{options.images} test images a draw; clean accuracy on all 10,000. Accuracy in %, with the 95 % bootstrap "
+        f"interval of the mean over draws. Bounds from {options.train_images} training images. "
+        f"torch {torch.__version__}, {platform.machine()}."
+    )
+    parts = [
+        f"# FitAct on {options.network}, CIFAR-10",
+        command,
+        conditions,
+        tabulate(rows, ["variant", "clean", *heads], tablefmt="github"),
+        "Worst draw:",
+        tabulate(worst, ["variant", *heads], tablefmt="github"),
+        "Paired differences on the same draws, in points:",
+        tabulate(differences, ["difference", *heads], tablefmt="github"),
+        *notes,
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _difference(found: Accuracies, a: str, b: str, rate: float) -> str:

@@ -45,9 +45,18 @@ SMALL = 64
 WITHOUT_SLOW_START = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 """Options that leave out an initialisation of minutes."""
 
+# The bias of shifted windows is looked up by an index tensor, behind which the channel's place is not known.
+CHANNEL_RULES = {"swin_v2_*": {"*": "channel", "*.attn.sigmoid": "layer"}}
+"""Where `harden(model, "channel")` refuses a site by name, what it is told instead."""
+
 NOTES = {
     "googlenet": "evaluation graph: its auxiliary heads exist in training only",
     "inception_v3": "evaluation graph: its auxiliary head exists in training only; 75 pixels are its least",
+    "swin_v2_*": (
+        "at channel granularity `harden` and `calibrate` refuse the sites `*.attn.sigmoid` by name (the relative position "
+        "bias is looked up by an index tensor, behind which the place of its channels is not known), so the rule is "
+        'here `{"*": "channel", "*.attn.sigmoid": "layer"}`'
+    ),
 }
 
 
@@ -75,7 +84,12 @@ class Result:
 
 def image_size(name: str) -> int:
     """The smallest image, in pixels, that the model takes (or that is still quick)."""
-    return next((size for pattern, size in OWN_SIZE.items() if fnmatchcase(name, pattern)), SMALL)
+    return matching(OWN_SIZE, name) or SMALL
+
+
+def matching(by_pattern: dict[str, Any], name: str) -> Any:
+    """The entry of the first glob that matches the name, or None."""
+    return next((value for pattern, value in by_pattern.items() if fnmatchcase(name, pattern)), None)
 
 
 def build(name: str) -> nn.Module:
@@ -85,9 +99,8 @@ def build(name: str) -> nn.Module:
     return model.eval()
 
 
-def sweep(name: str) -> Result:
-    """All checks on one model."""
-    model, size = build(name), image_size(name)
+def sweep(name: str, model: nn.Module, size: int) -> Result:
+    """All checks on one model, with images of `size` pixels."""
     result = Result(name, size, sum(parameter.numel() for parameter in model.parameters()))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -103,7 +116,8 @@ def sweep(name: str) -> Result:
 
 def _check(model: nn.Module, granularity: str, images: Tensor, expected: Tensor, result: Result) -> None:
     started = time.perf_counter()
-    hard = fitact_fx.harden(model, granularity=granularity)
+    rule = matching(CHANNEL_RULES, result.model) if granularity == "channel" else None
+    hard = fitact_fx.harden(model, granularity=rule or granularity)
     result.seconds[granularity] = time.perf_counter() - started
     result.sites = len(bounded_sites(hard))
 
@@ -199,9 +213,12 @@ def table(results: list[Result]) -> str:
 
 def report(results: list[Result], command: str) -> str:
     """The whole page: how it was made, the table, and a sentence for everything that is out of the ordinary."""
+    names = [each.model for each in results]
     promised = sum(each.as_promised for each in results)
     exceptions = [f"- `{each.model}`, {sentence}" for each in results for sentence in each.exceptions]
-    notes = [f"- `{each.model}`: {NOTES[each.model]}" for each in results if each.model in NOTES]
+    notes = [
+        f"- `{pattern}`: {note}." for pattern, note in NOTES.items() if any(fnmatchcase(n, pattern) for n in names)
+    ]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     summary = (
         f"{promised} of {len(results)} models did everything that `tools/torchvision_sweep.py` asks of them. "
@@ -233,7 +250,7 @@ def _results(names: list[str]) -> Iterator[Result]:
     for name in (bar := tqdm(names, unit="model")):
         bar.set_postfix_str(name)
         try:
-            result = sweep(name)
+            result = sweep(name, build(name), image_size(name))
         except Exception as error:  # noqa: BLE001  one model's crash is a row of the table, not the end of the sweep
             first = " ".join(str(error).split())
             result = Result(name, image_size(name), 0, exceptions=[f"crashed: {type(error).__name__}: {first}"])

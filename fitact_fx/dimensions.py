@@ -1,0 +1,187 @@
+"""How operators move the dimension that holds the channels: what is known without running anything."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch.fx import Node
+
+from fitact_fx.nodes import argument, called_module, operator_name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`dim`: the channel's dimension, negative when counted from the end; `rank` and `size` if known."""
+
+    dim: int
+    rank: int | None = None
+    size: int | None = None
+
+    def absolute(self, dim: int) -> int | None:
+        """Any dimension of this value counted from the front, if that can be told."""
+        if dim >= 0:
+            return dim
+        return None if self.rank is None else dim + self.rank
+
+
+_RANK_2 = Layout(1, 2)
+"""On a rank-2 value, channel is dimension 1, wherever it came from."""
+
+Move = Callable[[Node, Layout], Layout | None]
+
+
+def _resized(_: Node, layout: Layout) -> Layout:
+    return replace(layout, size=None)
+
+
+def _permute(node: Node, layout: Layout) -> Layout | None:
+    dims = _integers(node)
+    if not dims:
+        return None
+    dims = [dim % len(dims) for dim in dims]
+    return replace(layout, dim=dims.index(layout.dim % len(dims)), rank=len(dims))
+
+
+def _transpose(node: Node, layout: Layout) -> Layout | None:
+    pair = _integers(node)
+    if len(pair) != 2:
+        return None
+    if layout.rank is not None:
+        pair = [dim % layout.rank for dim in pair]
+        layout = replace(layout, dim=layout.dim % layout.rank)
+    if any((dim < 0) != (layout.dim < 0) for dim in pair):
+        return None
+    swapped = {pair[0]: pair[1], pair[1]: pair[0]}
+    return replace(layout, dim=swapped.get(layout.dim, layout.dim))
+
+
+def _flatten(node: Node, layout: Layout) -> Layout | None:
+    if node.op == "call_module":
+        module = called_module(node)
+        ends: tuple[object, object] = (module.start_dim, module.end_dim)
+    else:
+        ends = (argument(node, 1, "start_dim") or 0, argument(node, 2, "end_dim"))
+    start, end = ends
+    if end not in (None, -1) or not isinstance(start, int):
+        return None
+    if start == 1:
+        return _RANK_2
+    return replace(layout, rank=start + 1) if 0 <= layout.dim < start else None
+
+
+def reshaped(node: Node, layout: Layout | None) -> Layout | None:
+    """Behind view and reshape, which keep the order of the elements.
+
+    So the last dimension stays if its size does, and dimension 1 if the batch's size does too.
+    """
+    sizes = _sizes(node)
+    if operator_name(node) in RESHAPES and len(sizes) == 2:
+        return _RANK_2
+    if layout is None or not sizes:
+        return None
+    if layout.dim == -1 or (layout.rank is not None and layout.dim == layout.rank - 1):
+        return Layout(-1, len(sizes), layout.size) if _is_size(node, sizes[-1], -1, layout) else None
+    if layout.dim == 1 and len(sizes) > 2 and _reads_size(node, sizes[0], 0) and _is_size(node, sizes[1], 1, layout):
+        return Layout(1, len(sizes), layout.size)
+    return None
+
+
+def _is_size(node: Node, size: object, dim: int, layout: Layout) -> bool:
+    return (layout.size is not None and size == layout.size) or _reads_size(node, size, dim)
+
+
+def _reads_size(node: Node, size: object, dim: int) -> bool:
+    """Whether `size` is this node's input's own x.size(dim) or x.shape[dim]."""
+    if not isinstance(size, Node) or len(size.args) < 2 or size.args[1] != dim:
+        return False
+    source = size.args[0]
+    if size.target is operator.getitem and isinstance(source, Node):
+        source = source.args[0]
+    return source is node.args[0]
+
+
+def _squeeze(node: Node, layout: Layout) -> Layout | None:
+    dims = _integers(node)
+    dim = layout.absolute(dims[0]) if len(dims) == 1 else None
+    channel = layout.absolute(layout.dim)
+    if dim is None or channel is None or dim == channel:
+        return None
+    if dim > channel:
+        return Layout(channel, None, layout.size)
+    # A dimension that is not 1 stays, so only the place counted from the end is sure.
+    return None if layout.rank is None else Layout(channel - layout.rank, None, layout.size)
+
+
+def _unsqueeze(node: Node, layout: Layout) -> Layout | None:
+    dims = _integers(node)
+    if len(dims) != 1:
+        return None
+    rank = None if layout.rank is None else layout.rank + 1
+    if layout.dim >= 0 and dims[0] >= 0:
+        return replace(layout, dim=layout.dim + (dims[0] <= layout.dim), rank=rank)
+    if layout.dim < 0 and dims[0] < 0:
+        return replace(layout, dim=layout.dim - (dims[0] >= layout.dim), rank=rank)
+    return replace(layout, rank=rank) if dims == [-1] else None
+
+
+def _reduce(node: Node, layout: Layout) -> Layout | None:
+    """mean, sum and their like over dimensions that are not the channel's."""
+    given = argument(node, 1, "dim")
+    dims = [given] if isinstance(given, int) else given
+    channel = layout.absolute(layout.dim)
+    if not isinstance(dims, tuple | list) or channel is None:
+        return None
+    reduced = [layout.absolute(dim) for dim in dims if isinstance(dim, int)]
+    if None in reduced or channel in reduced or len(reduced) != len(dims):
+        return None
+    if argument(node, 2, "keepdim"):
+        return replace(layout, dim=channel)
+    before = sum(dim < channel for dim in reduced if dim is not None)
+    rank = None if layout.rank is None else layout.rank - len(reduced)
+    return replace(layout, dim=channel - before, rank=rank)
+
+
+def _getitem(node: Node, layout: Layout) -> Layout | None:
+    """Slices keep every dimension; an element of what chunk, split or attention gave is one of its tensors."""
+    index, source = node.args[1], node.args[0]
+    if isinstance(index, int):
+        of = operator_name(source) if isinstance(source, Node) else ""
+        # What attention gives beside its values are weights between places.
+        several = of in ("chunk", "split") or (of == "multiheadattention" and index == 0)
+        return replace(layout, size=None) if several else None
+    parts = index if isinstance(index, tuple) else (index,)
+    return replace(layout, size=None) if all(isinstance(part, slice) for part in parts) else None
+
+
+def _sizes(node: Node) -> list[object]:
+    given = node.args[1:] or tuple(node.kwargs.values())
+    return list(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else list(given)
+
+
+def _integers(node: Node) -> list[int]:
+    sizes = _sizes(node)
+    return [size for size in sizes if isinstance(size, int)] if all(isinstance(s, int) for s in sizes) else []
+
+
+_RESIZING = frozenset(
+    "pad interpolate upsample pixelshuffle pixelunshuffle zeropad1d zeropad2d zeropad3d reflectionpad1d "
+    "reflectionpad2d replicationpad2d constantpad1d constantpad2d glu maxpool1d maxpool2d maxpool3d "
+    "avgpool1d avgpool2d avgpool3d "
+    "adaptiveavgpool1d adaptiveavgpool2d adaptiveavgpool3d adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d "
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
+)
+RESHAPES = ("view", "reshape")
+
+MOVES: dict[str, Move] = {
+    "permute": _permute,
+    "transpose": _transpose,
+    "swapaxes": _transpose,
+    "flatten": _flatten,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "getitem": _getitem,
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
+    **dict.fromkeys(_RESIZING, _resized),
+}
+"""Operator name -> where the channel of its input is in its result, or None if that is not known."""

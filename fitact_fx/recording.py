@@ -1,0 +1,139 @@
+"""Runs a model's `forward` once on stand-ins, and watches for what a graph would freeze."""
+
+import inspect
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node, Proxy, Tracer
+
+from fitact_fx import proxies, refusals
+from fitact_fx.ambience import RandomStates, autocast_state
+from fitact_fx.bounded import Bounded
+from fitact_fx.errors import TracingError
+from fitact_fx.modes import ModeConstant
+from fitact_fx.proxies import KnownTensor, StandIn
+from fitact_fx.sites import is_known_activation, module_kind
+from fitact_fx.source import user_frames
+
+_SPECIALISED = (type(None), bool, int, float, str)
+_OWN_FILES = frozenset((__file__, proxies.__file__))
+
+
+def require_default(value: object, default: object, name: str) -> None:
+    """Stands in the graph behind an argument that tracing fixed to its default."""
+    if value is not default and (isinstance(value, Tensor) or value != default):
+        raise TracingError(
+            f"argument {name!r} was fixed to its default {default!r} when the model was traced;\n"
+            f"  leave it out, or wrap the model in a module whose forward passes the value you want"
+        )
+
+
+def recorded(root: nn.Module) -> Graph:
+    """The graph of `root.forward` in the modes that its modules are in; TracingError names the module and line.
+
+    Constants made in forward are left on `root` under names of their own.
+    """
+    return _ModelTracer().graph_of(root)
+
+
+class _ModelTracer(Tracer):
+    """Records source lines; keeps our own modules whole; buffers are read when the graph runs, like Parameters."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_modules=(math,))
+        self.failed_in: str | None = None
+        self.specialised: list[tuple[Node, object]] = []
+        self.constants: list[tuple[Node, Tensor, int]] = []
+        self.autocast, self.random_states = autocast_state(), RandomStates.now()
+
+    def graph_of(self, root: nn.Module) -> Graph:
+        before = {name: (buffer, _version(buffer)) for name, buffer in root.named_buffers()}
+        try:
+            graph = self.trace(root)
+        except TracingError:
+            raise
+        except Exception as error:  # user code may raise anything when it meets a stand-in
+            module = f"module {self.failed_in!r}" if self.failed_in else f"the model itself ({type(root).__name__})"
+            raise refusals.untraceable(error, module, _OWN_FILES) from error
+        after = {name: (buffer, _version(buffer)) for name, buffer in root.named_buffers()}
+        for name in before.keys() | after.keys():
+            was, now = before.get(name), after.get(name)
+            if was is None or now is None or was[0] is not now[0] or was[1] != now[1]:
+                raise refusals.changed_buffer(name)
+        for node, tensor, version in self.constants:
+            if _version(tensor) != version:
+                raise refusals.changed_constant(node)
+        self._refuse_other_values(graph)
+        return graph
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, Bounded | ModeConstant) or is_known_activation(m):
+            return True
+        # An activation with a forward of its own may do anything: what it calls is recorded instead.
+        return super().is_leaf_module(m, module_qualified_name) and module_kind(m) is None
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path):
+            refusals.refuse_hooks(path, m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            # The innermost module is the first to pass here.
+            self.failed_in = self.failed_in or path
+            raise
+
+    def proxy(self, node: Node) -> StandIn:
+        value = _tensor_at(self.root, str(node.target)) if node.op == "get_attr" else None
+        return StandIn(node, self) if value is None else KnownTensor(node, self, value)
+
+    def create_arg(self, a: Any) -> Any:
+        made = super().create_arg(a)
+        # A stand-in passes for a Tensor here, so it is asked for first.
+        if not isinstance(a, Proxy) and isinstance(a, Tensor) and isinstance(made, Node):
+            self.constants.append((made, a, _version(a)))
+        return made
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Proxy:
+        if kind == "placeholder" and args and isinstance(args[0], _SPECIALISED):
+            # A stand-in is never None nor False: `if mask is not None` would be taken for true.
+            node = self.create_node(kind, target, args, kwargs, *rest, **named)
+            self.specialised.append((node, args[0]))
+            return args[0]  # type: ignore[return-value]
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
+        node.stack_trace = user_frames(inspect.currentframe(), _OWN_FILES, recorded.__name__)
+        if kind != "placeholder":
+            # The code before this node must not have entered an autocast region nor drawn a random number.
+            if autocast_state() != self.autocast:
+                raise refusals.frozen_autocast(node)
+            if RandomStates.now() != self.random_states:
+                raise refusals.frozen_random(node)
+        return node
+
+    def _refuse_other_values(self, graph: Graph) -> None:
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        if not self.specialised:
+            return
+        with graph.inserting_after(placeholders[-1]):
+            for node, default in reversed(self.specialised):
+                graph.call_function(require_default, (node, default, str(node.target)))  # type: ignore[arg-type]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _tensor_at(root: nn.Module, path: str) -> Tensor | None:
+    owner_path, _, name = path.rpartition(".")
+    owner = root.get_submodule(owner_path)
+    # Not getattr: while tracing, that is what makes stand-ins.
+    for table in (owner._parameters, owner._buffers, vars(owner)):
+        if isinstance(table.get(name), Tensor):
+            return table[name]
+    return None
