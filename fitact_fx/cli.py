@@ -33,7 +33,7 @@ how it works, in Python:
 EXAMPLES = """\
 examples:
   fitact-fx demo                                                 all of the above on handwritten digits, in minutes
-  fitact-fx demo --model resnet20 --data ../shared               the same with a trained ResNet-20 on CIFAR-10
+  fitact-fx demo --model resnet20 --data DIR                     the same with a trained ResNet-20 on CIFAR-10
   fitact-fx inspect torchvision:resnet50 --input 1,3,224,224     what can be protected, and the memory it takes
   fitact-fx inspect my_package.networks:make_net --json          the same for your model, for programs
 

@@ -10,7 +10,6 @@ from fitact_fx.learning import Learning, Record, learn_bounds
 from fitact_fx.sites import Site
 from fitact_fx.spec import Spec
 
-
 _DEFAULT = Learning()
 
 
