@@ -146,6 +146,13 @@ def test_the_sentences_say_what_the_numbers_say(neuron: float, time: float, said
     )
 
 
+def test_the_sentences_tell_where_the_last_row_falls_behind() -> None:
+    found = compared(0.8, 1.0)
+    found.accuracies.draws["FitAct neuron", 1e-6][:] = 0.85
+    said = "But it is 5.0 points worse than Ranger layer (95 % interval 5.0 to 5.0) at 1e-6. It costs"
+    assert said in found.sentences()
+
+
 def test_a_single_draw_has_no_interval() -> None:
     one = Accuracies({"none": 1.0, "best": 1.0}, {("none", 1e-5): np.array([0.5]), ("best", 1e-5): np.array([0.75])})
     found = Comparison(one, {"none": 0, "best": 4}, {})

@@ -49,7 +49,7 @@ class Comparison:
         return [variant, share(found.clean[variant]), *means, bounds, "-" if time is None else f"{time:.2f}x"]
 
     def sentences(self) -> str:
-        """What there is to see, in words: at the rate where the last variant gains most, and its price."""
+        """What there is to see: at the rate where the last variant gains most, where it falls behind, its price."""
         found, plain, *others, best = self.accuracies, *self.variants
         rate = max(found.rates, key=lambda each: found.difference(best, plain, each).mean)
         kept = {variant: f"{share(found.interval(variant, rate).mean)} %" for variant in self.variants}
@@ -59,6 +59,14 @@ class Comparison:
         if others:
             compared = [_compared(other, found.difference(best, other, rate)) for other in others]
             seen.append(f"On the same draws, {best} is {' and '.join(compared)}.")
+        behind = [
+            f"{_compared(other, difference)} at {power(each)}"
+            for each in found.rates
+            for other in others
+            if each != rate and (difference := found.difference(best, other, each)).high < 0
+        ]
+        if behind:
+            seen.append(f"But it is {' and '.join(behind)}.")
         return " ".join([*seen, self._price(best)])
 
     def _price(self, best: str) -> str:
