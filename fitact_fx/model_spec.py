@@ -32,8 +32,10 @@ def load_model(spec: str) -> nn.Module:
 
 
 def _from_torchvision(name: str) -> object:
-    from torchvision.models import get_model_builder, list_models
-
+    try:
+        from torchvision.models import get_model_builder, list_models
+    except ImportError as error:
+        raise FitactError(f"{name} is torchvision's, which does not import here ({error})") from error
     if name not in list_models():
         close = get_close_matches(name, list_models()) or ["resnet50", "mobilenet_v3_large", "vit_b_16"]
         raise FitactError(f"torchvision has no model {name!r};\n  it has {', '.join(close)} and others")

@@ -1,9 +1,12 @@
 """What several tests need."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="the network is torchvision's")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_torchvision
 
 from fitact_fx import cli
 from fitact_fx.cli import main
@@ -18,6 +19,7 @@ Streams = pytest.CaptureFixture[str]
 
 NETWORK = """
 import torch
+from conftest import needs_torchvision
 from torch import nn
 
 
@@ -97,7 +99,6 @@ def test_a_model_that_cannot_be_hardened_is_an_answer_with_a_status_of_its_own(c
 
 ERRORS = [
     (["inspect", "resnet50"], "SPEC 'resnet50' names no model;\n  write torchvision:NAME, or package.module:factory"),
-    (["inspect", "torchvision:resnet51"], "torchvision has no model 'resnet51';\n  it has resnet50, "),
     (["inspect", "nowhere:net"], "cannot find nowhere:net:\n  ModuleNotFoundError: No module named 'nowhere'"),
     (["inspect", "my_networks:nett"], "cannot find my_networks:nett:\n  AttributeError: module 'my_networks'"),
     (["inspect", "my_networks:broken"], "my_networks:broken, called without arguments, raised\n  ValueError: no such"),
@@ -111,6 +112,21 @@ ERRORS = [
     (["demo", "--model", "resnet20", "--data", "."], "there is no resnet20-cifar10.safetensors in models nor in ."),
     (["demo", "--out", "my_networks.py"], "[Errno 17] File exists: 'my_networks.py'"),
 ]
+
+
+@needs_torchvision
+def test_an_unknown_torchvision_model_is_told_with_close_names(capsys: Streams) -> None:
+    assert main(["inspect", "torchvision:resnet51"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "fitact-fx: error: torchvision has no model 'resnet51';\n  it has resnet50, "
+    )
+
+
+def test_without_torchvision_its_models_are_refused_by_name(capsys: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    assert main(["inspect", "torchvision:resnet50"]) == 2
+    assert "error: resnet50 is torchvision's, which does not import here (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[" ".join(row[0]) for row in ERRORS])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_torchvision
 from torch import Tensor, nn
 
 from fitact_fx.errors import FitactError
@@ -74,6 +75,7 @@ def test_the_model_is_not_changed() -> None:
     assert torch.get_rng_state().equal(generator)
 
 
+@needs_torchvision
 def test_resnet18_has_as_many_neuron_bounds_as_it_has_activations() -> None:
     found = inspect(load_model("torchvision:resnet18"), (torch.zeros(1, 3, 224, 224),))
     stem = 64 * 112 * 112
