@@ -19,7 +19,6 @@ Streams = pytest.CaptureFixture[str]
 
 NETWORK = """
 import torch
-from conftest import needs_torchvision
 from torch import nn
 
 
