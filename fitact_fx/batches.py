@@ -22,8 +22,8 @@ class Batch(NamedTuple):
     targets: Tensor | None
 
     def run(self, model: nn.Module) -> Any:
-        """The model's output for this batch."""
-        return model(*self.args, **self.kwargs)
+        """The model's output for this batch; a model that overwrites its inputs overwrites copies."""
+        return model(*map(_copied, self.args), **{name: _copied(value) for name, value in self.kwargs.items()})
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -57,6 +57,10 @@ class Batch(NamedTuple):
         return [digest.digest() for digest in digests]
 
 
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def as_batches(data: object) -> Iterator[Batch]:
     """The batches of `data`; CalibrationError for what is not a batch, holds NaN, or for no batch at all."""
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
@@ -69,10 +73,9 @@ def as_batches(data: object) -> Iterator[Batch]:
         batch = _as_batch(item)
         if batch.size == 0:
             raise CalibrationError(f"batch {number} holds no samples;\n  drop empty batches from the data")
-        if any(tensor.is_floating_point() and not tensor.isfinite().all() for tensor in batch.tensors):
-            raise CalibrationError(
-                f"batch {number} holds NaN or infinity;\n  a bound learned from it would be none: clean the data"
-            )
+        # Infinity may be meant, as in an attention mask; a site that it reaches is refused where it shows.
+        if any(tensor.isnan().any() for tensor in batch.tensors):
+            raise CalibrationError(f"batch {number} holds NaN;\n  no bound can be learned from it: clean the data")
         empty = False
         yield batch
     if empty:

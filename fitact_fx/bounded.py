@@ -69,8 +69,8 @@ class Bounded(nn.Module):
         return self.lower is not None or self.upper is not None
 
     def forward(self, values: Tensor) -> Tensor:
-        if isinstance(self.policy, Pass):
-            return values
+        if isinstance(self.policy, Pass) or not values.is_floating_point():
+            return values  # `index.clamp(min=0)` is no activation, whatever it looks like
         if not self.is_set:
             if torch.compiler.is_exporting():
                 raise self._error("its bounds are not set", "run fitact_fx.calibrate or set_bounds before exporting")

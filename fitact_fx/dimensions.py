@@ -69,21 +69,22 @@ def _flatten(node: Node, layout: Layout) -> Layout | None:
     return replace(layout, rank=start + 1) if 0 <= layout.dim < start else None
 
 
-def reshaped(node: Node, layout: Layout | None) -> Layout | None:
-    """Behind view and reshape, which keep the order of the elements.
+def _reshape(node: Node, layout: Layout) -> Layout | None:
+    """A reshape keeps the order of the elements.
 
     So the last dimension stays if its size does, and dimension 1 if the batch's size does too.
     """
     sizes = _sizes(node)
-    if operator_name(node) in RESHAPES and len(sizes) == 2:
-        return _RANK_2
-    if layout is None or not sizes:
+    if not sizes:
         return None
-    if layout.dim == -1 or (layout.rank is not None and layout.dim == layout.rank - 1):
-        return Layout(-1, len(sizes), layout.size) if _is_size(node, sizes[-1], -1, layout) else None
-    if layout.dim == 1 and len(sizes) > 2 and _reads_size(node, sizes[0], 0) and _is_size(node, sizes[1], 1, layout):
-        return Layout(1, len(sizes), layout.size)
-    return None
+    last = layout.dim == -1 or (layout.rank is not None and layout.dim == layout.rank - 1)
+    if last and _is_size(node, sizes[-1], -1, layout):
+        return Layout(-1, len(sizes), layout.size)
+    if not _reads_size(node, sizes[0], 0):
+        return None
+    if len(sizes) == 2:
+        return _RANK_2
+    return Layout(1, len(sizes), layout.size) if layout.dim == 1 and _is_size(node, sizes[1], 1, layout) else None
 
 
 def _is_size(node: Node, size: object, dim: int, layout: Layout) -> bool:
@@ -171,7 +172,6 @@ _RESIZING = frozenset(
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 )
-RESHAPES = ("view", "reshape")
 
 MOVES: dict[str, Move] = {
     "permute": _permute,
@@ -181,6 +181,8 @@ MOVES: dict[str, Move] = {
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     "getitem": _getitem,
+    "view": _reshape,
+    "reshape": _reshape,
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
     **dict.fromkeys(_RESIZING, _resized),
 }

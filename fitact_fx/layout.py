@@ -7,11 +7,12 @@ is guessed: behind an operator that may have moved the channel, the layout is No
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fitact_fx.dimensions import MOVES, RESHAPES, Layout, reshaped
+from fitact_fx.dimensions import MOVES, Layout
 from fitact_fx.nodes import argument, called_module, operator_name, owning_module
 from fitact_fx.sites import kind_of
 
@@ -104,8 +105,8 @@ def _carried(node: Node, layouts: Layouts) -> Layout | None:
         return _agreed(node, layouts)
     source = next(iter(node.all_input_nodes), None)
     layout = layouts.get(source) if source is not None else None
-    if layout is None or name in RESHAPES:
-        return reshaped(node, layout)
+    if layout is None:
+        return None
     if name in _KEEPING or name in _LAST_NORMS or kind_of(node) is not None:
         return layout
     move = MOVES.get(name)
@@ -125,15 +126,17 @@ def _agreed(node: Node, layouts: Layouts) -> Layout | None:
     operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
     known = [layouts.get(operand) for operand in operands]
     first = known[0] if known else None
-    if first is None or not all(_fits(operand, first) for operand in node.all_input_nodes):
-        return None
+    constants = [_rank(operand) for operand in node.all_input_nodes if operand.op == "get_attr"]
+    if first is None or (first.dim >= 0 and any(rank > (first.rank or first.dim + 1) for rank in constants)):
+        return None  # broadcasting may put dimensions in front
     for other in known[1:]:
         if other is None or not _in_same_place(first, other):
             return None
+    known_rank = first.rank is not None and all(rank <= first.rank for rank in constants)
     ranks, sizes = ({getattr(layout, name) for layout in known} for name in ("rank", "size"))
     # A size of 1 may have been broadcast to another.
     size = first.size if len(sizes) == 1 and first.size != 1 and operator_name(node) != "cat" else None
-    return Layout(first.dim, first.rank if len(ranks) == 1 else None, size)
+    return Layout(first.dim, first.rank if known_rank and len(ranks) == 1 else None, size)
 
 
 def _in_same_place(one: Layout, other: Layout) -> bool:
@@ -143,13 +146,11 @@ def _in_same_place(one: Layout, other: Layout) -> bool:
     return one.rank == other.rank and None not in places and places[0] == places[1]
 
 
-def _fits(operand: Node, layout: Layout) -> bool:
-    """A Parameter or buffer moves nothing, unless broadcasting puts dimensions of it in front."""
-    if operand.op != "get_attr" or layout.dim < 0:
-        return True
-    owner, _, name = str(operand.target).rpartition(".")
-    tensor = getattr(owning_module(operand).get_submodule(owner), name)
-    return isinstance(tensor, Tensor) and tensor.ndim <= (layout.rank or 2)
+def _rank(constant: Node) -> float:
+    """How many dimensions a Parameter or buffer has."""
+    owner, _, name = str(constant.target).rpartition(".")
+    value = getattr(owning_module(constant).get_submodule(owner), name)
+    return value.ndim if isinstance(value, Tensor) else torch.inf
 
 
 __all__ = ["Layout", "channel_layouts"]

@@ -35,6 +35,8 @@ class Range:
 
 
 def _extremes(values: Tensor, shared: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    if not values.is_floating_point():
+        values = values.float()
     if not shared:
         return values.reshape(shape).clone(), values.reshape(shape).clone()
     return values.amin(shared).reshape(shape), values.amax(shared).reshape(shape)

@@ -58,11 +58,12 @@ class _ModelTracer(Tracer):
         except Exception as error:  # user code may raise anything when it meets a stand-in
             module = f"module {self.failed_in!r}" if self.failed_in else f"the model itself ({type(root).__name__})"
             raise refusals.untraceable(error, module, _OWN_FILES) from error
-        after = {name: (buffer, _version(buffer)) for name, buffer in root.named_buffers()}
-        for name in before.keys() | after.keys():
-            was, now = before.get(name), after.get(name)
-            if was is None or now is None or was[0] is not now[0] or was[1] != now[1]:
+        after = dict(root.named_buffers())
+        for name, (buffer, version) in before.items():
+            if after.pop(name, None) is not buffer or _version(buffer) != version:
                 raise refusals.changed_buffer(name)
+        for name in after:  # registered in forward
+            raise refusals.changed_buffer(name)
         for node, tensor, version in self.constants:
             if _version(tensor) != version:
                 raise refusals.changed_constant(node)

@@ -44,8 +44,9 @@ def _refuse_signature(model: nn.Module) -> None:
     if not by_name:
         return
     several = any(each.kind is Argument.VAR_POSITIONAL for each in arguments)
-    defaults = any(each.default is not Argument.empty for each in arguments)
-    required = [each for each in by_name if several or (defaults and each.default is Argument.empty)]
+    first_default = next((place for place, each in enumerate(arguments) if each.default is not Argument.empty), None)
+    behind = arguments[first_default:] if first_default is not None else []
+    required = [each for each in by_name if several or (each in behind and each.default is Argument.empty)]
     if required:
         raise TracingError(
             f"forward takes {required[0].name!r} by name only, behind arguments that may be left out;\n"

@@ -98,8 +98,13 @@ class TracedModule(GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
         copied: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
         kept = self.state_dict().keys()
-        for name, buffer in list(copied._buffers.items()):  # GraphModule's copy makes every buffer persistent
-            copied.register_buffer(name, buffer, persistent=name in kept)
+        # GraphModule's own copy makes every buffer persistent and drops second names.
+        for ours, theirs in ((copied._modules, self._modules), (copied._parameters, self._parameters)):
+            ours.clear()
+            ours.update({name: None if value is None else memo[id(value)] for name, value in theirs.items()})
+        copied._buffers.clear()
+        for name, buffer in self._buffers.items():
+            copied.register_buffer(name, None if buffer is None else memo[id(buffer)], persistent=name in kept)
         return copied
 
 

@@ -17,7 +17,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
 from fitact_fx.modes import ModeConstant
-from fitact_fx.nodes import called_module
+from fitact_fx.nodes import called_module, overwrites_input
 from fitact_fx.policies import Zero
 from fitact_fx.sites import kind_of
 from fitact_fx.tracing import require_default
@@ -63,7 +63,8 @@ class Lower:
                 _plain_check(node)
         if not sites:
             raise SiteError("this graph has no bounded site to lower;\n  lower what fitact_fx.harden returned")
-        graph_module.graph.eliminate_dead_code()
+        # A write into memory that others read is not dead, even if nobody reads its own result.
+        graph_module.graph.eliminate_dead_code(lambda node: node.is_impure() or overwrites_input(node))
         graph_module.delete_all_unused_submodules()
         return tuple(sites)
 
@@ -76,10 +77,12 @@ def _refuse_unset(bounded: Bounded) -> None:
 
 def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded, dtype: torch.dtype) -> Node:
     _refuse_unset(bounded)
+    source: Any = node.args[0]
+    if not dtype.is_floating_point:
+        return source  # type: ignore[no-any-return]  # whole numbers pass, as in Bounded.forward
     low, high = (limit.detach() for limit in bounded.bounds.limits(dtype))
-    source = node.args[0]
     if isinstance(bounded.policy, Zero) and bool((low == 0).all()) and _is_plain_relu(source, bounded):
-        source = source.all_input_nodes[0]  # type: ignore[union-attr]
+        source = source.all_input_nodes[0]
     with graph_module.graph.inserting_before(node):
         tracer = GraphAppendingTracer(graph_module.graph)
 
@@ -175,6 +178,8 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...], backend: str = "in
     own = owned_copy(hard).eval()
     for bounded in bounded_sites(own).values():
         _refuse_unset(bounded)
+    # The model may overwrite what it is called with, and these are the user's.
+    example_inputs = tuple(each.clone() if isinstance(each, Tensor) else each for each in example_inputs)
     apply(own, Lower(_types_seen(own, example_inputs)))  # type: ignore[arg-type]
     plain = GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
     compiled = torch.compile(plain, backend=backend, fullgraph=True)

@@ -5,6 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+
+# The networks of the tests are small: a second thread costs more than it gives, many times so on busy cores.
+torch.set_num_threads(1)
 
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="the network is torchvision's")
 

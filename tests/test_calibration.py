@@ -1,4 +1,4 @@
-"""Calibration against NumPy: a neuron's bound is that neuron's own extreme over all the data, and nothing else changes."""
+"""Calibration against NumPy: a neuron's bound is its own extreme over all the data, and nothing else changes."""
 
 import random
 import warnings
@@ -302,9 +302,9 @@ class Overflowing(nn.Module):
     [
         (
             _with(float("nan")),
-            "batch 3 holds NaN or infinity;\n  a bound learned from it would be none: clean the data",
+            "batch 3 holds NaN;\n  no bound can be learned from it: clean the data",
         ),
-        (_with(float("inf")), "batch 3 holds NaN or infinity"),
+        (_with(float("inf")), "its clean values hold NaN or infinity in batch 3"),
         ([], "the data is empty"),
         (iter([]), "pass a re-iterable, not a used-up iterator"),
         ([*batches(), torch.empty(0, 2, 8, 8)], "batch 5 holds no samples;\n  drop empty batches from the data"),

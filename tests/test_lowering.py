@@ -372,3 +372,62 @@ def test_gradients_flow_through_a_lowered_model():
         fast(mine).sum().backward()
         hard(theirs).sum().backward()
     torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+class WritesThroughAView(nn.Module):
+    """The in-place call's own result is thrown away; the tensor it writes into is read."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        h = self.linear(x)
+        F.relu_(h[:, :4])
+        top = h[:, 4:]
+        top += 1.0
+        return h
+
+
+def test_writes_whose_own_result_nobody_reads_are_kept():
+    model, x = WritesThroughAView().eval(), torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    hard = fitact_fx.harden(model)
+    fitact_fx.calibrate(hard, [x])
+    with torch.no_grad():
+        assert torch.equal(hard(x), model(x))
+        assert torch.equal(fitact_fx.lower(hard, (x,), backend="eager")(x), model(x))
+
+
+class ClampsAnIndex(nn.Module):
+    """`clamp(min=0)` on whole numbers looks like a ReLU and is none."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(self, index):
+        return torch.relu(self.embedding(index.clamp(min=0)))
+
+
+@pytest.mark.parametrize("policy", ["zero", "clamp"])
+def test_whole_numbers_pass_a_site_as_they_are(policy):
+    model, index = ClampsAnIndex().eval(), torch.tensor([[3, -2, 9]])
+    hard = fitact_fx.harden(model, scheme=FitAct("layer", policy))
+    fitact_fx.calibrate(hard, [index])
+    with torch.no_grad():
+        assert torch.equal(hard(index), model(index))
+        assert torch.equal(fitact_fx.lower(hard, (index,), backend="eager")(index), model(index))
+
+
+def test_example_inputs_are_not_overwritten():
+    class OverwritesItsInput(nn.Module):
+        def forward(self, x):
+            return x.relu_() + 1
+
+    hard = fitact_fx.harden(OverwritesItsInput())
+    x = torch.tensor([[-1.0, 2.0]])
+    fitact_fx.calibrate(hard, [x])
+    fitact_fx.lower(hard, (x,), backend="eager")
+    assert x.tolist() == [[-1.0, 2.0]]

@@ -185,16 +185,25 @@ def test_an_unknown_policy_lists_the_valid_ones():
 # Why the comparison has slack.
 
 
-def network():
+def network(widths=(16, 32, 32)):
     """Convolutions, BatchNorm with statistics of its own, and a wide Linear: sums that round."""
     torch.manual_seed(0)
     layers, width_in = [], 3
-    for width in (16, 32, 32):
+    for width in widths:
         layers += [nn.Conv2d(width_in, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         nn.init.normal_(layers[-2].running_mean, std=0.3)
         nn.init.uniform_(layers[-2].running_var, 0.5, 2.0)
         width_in = width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width_in * 64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """On shared cores several threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def images():
@@ -246,7 +255,7 @@ def test_without_slack_other_batch_sizes_lose_hundreds_of_clean_values(monkeypat
 
 
 def test_with_slack_compiled_code_agrees_with_the_unhardened_model():
-    model, batch = network(), images()
+    model, batch = network(widths=(16,)), images()
     hard = calibrated(model, [batch])
     torch.compiler.reset()
     with torch.no_grad():
@@ -255,7 +264,7 @@ def test_with_slack_compiled_code_agrees_with_the_unhardened_model():
 
 
 def test_without_slack_compiled_code_is_wrong(monkeypatch):
-    model, batch = network(), images()
+    model, batch = network(widths=(16,)), images()
     hard = calibrated(model, [batch])
     monkeypatch.setattr(policies, "slack", lambda dtype: 0.0)
     torch.compiler.reset()

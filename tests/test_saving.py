@@ -1,7 +1,6 @@
 """Bounds on disk: what comes back is what was saved, and what does not fit is named."""
 
 import json
-import os
 import stat
 import struct
 
@@ -125,7 +124,7 @@ def test_the_file_holds_the_bounds_and_a_readable_recipe_and_no_weights(saved):
 
 def test_a_saved_file_has_the_permissions_of_any_new_file(saved, tmp_path):
     (tmp_path / "plain").write_text("")
-    assert stat.S_IMODE(os.stat(saved).st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)
+    assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
 # Saving goes wrong.
@@ -141,7 +140,7 @@ def test_saving_that_fails_keeps_the_old_file_and_leaves_no_part_behind(saved, m
     with pytest.raises(OSError, match="No space left"):
         fitact_fx.save(hard, saved)
     assert saved.read_bytes() == before
-    assert os.listdir(saved.parent) == [saved.name]
+    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_recipe_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -149,13 +148,13 @@ def test_a_recipe_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeyp
     monkeypatch.setattr(saving, "serialised", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitact_fx.save(hard, tmp_path / "bounds")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unset_bounds_are_not_saved(tmp_path):
     with pytest.raises(SiteError, match=r"^the bounds of relu are not set;\n  run fitact_fx\.calibrate before saving$"):
         fitact_fx.save(fitact_fx.harden(net()), tmp_path / "bounds")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_is_not_hardened_is_not_saved(tmp_path):

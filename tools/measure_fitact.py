@@ -47,7 +47,12 @@ def main() -> None:
     page = _page(options, clean, found, notes)
     print(page)
     (RESULTS / f"fitact_{options.network}.md").write_text(page)
-    (RESULTS / f"fitact_{options.network}.json").write_text(json.dumps(_data(options, clean, found), ) + "\n")
+    (RESULTS / f"fitact_{options.network}.json").write_text(
+        json.dumps(
+            _data(options, clean, found),
+        )
+        + "\n"
+    )
 
 
 def _variants(model: nn.Module, train: list[object], seed: int) -> tuple[dict[str, nn.Module], list[str]]:

@@ -49,14 +49,17 @@ WITHOUT_SLOW_START = {"googlenet": {"init_weights": False}, "inception_v3": {"in
 CHANNEL_RULES = {"swin_v2_*": {"*": "channel", "*.attn.sigmoid": "layer"}}
 """Where `harden(model, "channel")` refuses a site by name, what it is told instead."""
 
+EXCEPTIONS = {
+    "swin_v2_*": (
+        "at channel granularity `calibrate` refuses the sites `*.attn.sigmoid` by name (the relative position bias is "
+        "looked up by an index tensor, behind which the place of its channels is not known), so the rule is here "
+        '`{"*": "channel", "*.attn.sigmoid": "layer"}`'
+    ),
+}
+
 NOTES = {
     "googlenet": "evaluation graph: its auxiliary heads exist in training only",
     "inception_v3": "evaluation graph: its auxiliary head exists in training only; 75 pixels are its least",
-    "swin_v2_*": (
-        "at channel granularity `harden` and `calibrate` refuse the sites `*.attn.sigmoid` by name (the relative position "
-        "bias is looked up by an index tensor, behind which the place of its channels is not known), so the rule is "
-        'here `{"*": "channel", "*.attn.sigmoid": "layer"}`'
-    ),
 }
 
 
@@ -215,13 +218,14 @@ def report(results: list[Result], command: str) -> str:
     """The whole page: how it was made, the table, and a sentence for everything that is out of the ordinary."""
     names = [each.model for each in results]
     promised = sum(each.as_promised for each in results)
-    exceptions = [f"- `{each.model}`, {sentence}" for each in results for sentence in each.exceptions]
-    notes = [
-        f"- `{pattern}`: {note}." for pattern, note in NOTES.items() if any(fnmatchcase(n, pattern) for n in names)
-    ]
+    excepted = sum(matching(EXCEPTIONS, name) is not None for name in names)
+    exceptions = _about(EXCEPTIONS, names)
+    exceptions += [f"- `{each.model}`, {sentence}" for each in results for sentence in each.exceptions]
+    notes = _about(NOTES, names)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     summary = (
-        f"{promised} of {len(results)} models did everything that `tools/torchvision_sweep.py` asks of them. "
+        f"{promised} of {len(results)} models did everything that `tools/torchvision_sweep.py` asks of them"
+        f"{f', {excepted} of them only under the rule given below at Exceptions' if excepted else ''}. "
         "A count such as 3/3 is over the granularities neuron, channel and layer; `harden [s]` is the longest of the "
         "three, `values replaced` the largest share of bounded values that the scaled weights pushed beyond a bound "
         "or made NaN."
@@ -236,6 +240,11 @@ def report(results: list[Result], command: str) -> str:
     if notes:
         parts.append("## Notes\n\n" + "\n".join(notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _about(remarks: dict[str, str], names: list[str]) -> list[str]:
+    """The remarks that concern one of these models."""
+    return [f"- `{glob}`: {text}." for glob, text in remarks.items() if any(fnmatchcase(n, glob) for n in names)]
 
 
 def _chosen(patterns: list[str]) -> list[str]:
