@@ -1,6 +1,6 @@
 """fitact_fx: a compiler pass that makes PyTorch models survive hardware faults."""
 
-from fitact_fx.errors import FitactError, UncalibratedWarning
+from fitact_fx.errors import FitactError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
 from fitact_fx.passes.lowering import lower
 from fitact_fx.saving import load, save
@@ -14,6 +14,7 @@ __all__ = [
     "FitactError",
     "Site",
     "UncalibratedWarning",
+    "UnprotectedWarning",
     "Verification",
     "bounds",
     "calibrate",

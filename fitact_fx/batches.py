@@ -114,6 +114,29 @@ def _with_inputs(inputs: object, targets: Tensor | None) -> Batch:
     raise _unreadable(inputs)
 
 
+IGNORED = -100
+"""The label of what has none, as in torch's cross_entropy."""
+
+
+def class_labels(targets: Tensor, logits: Tensor) -> Tensor:
+    """The targets, on the scores' device, if they are classes for these scores (N, classes, ...).
+
+    CalibrationError unless they are whole numbers of shape (N, ...), each a class or `IGNORED`.
+    """
+    shape = (logits.shape[0], *logits.shape[2:])
+    if tuple(targets.shape) != shape or targets.is_floating_point():
+        raise CalibrationError(
+            f"the labels have shape {tuple(targets.shape)} and type {targets.dtype} for class scores of shape "
+            f"{tuple(logits.shape)};\n  give one whole number for each, in shape {shape}"
+        )
+    wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= logits.shape[1]))]
+    if wrong.numel():
+        raise CalibrationError(
+            f"label {int(wrong[0])} is none of {logits.shape[1]} classes;\n  check the labels of the data"
+        )
+    return targets.to(logits.device)
+
+
 def logits_of(output: object) -> Tensor:
     """The class scores in a model's output, (N, classes, ...): a tensor, `.logits`, or the first of several."""
     if isinstance(output, Mapping):

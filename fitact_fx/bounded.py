@@ -5,6 +5,7 @@ both None is *unset*: the identity, bit for bit. Which rule applies beyond the b
 a value that calibration and learning exchange for a while and always put back.
 """
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch.fx import GraphModule
 
 from fitact_fx.errors import RecipeError, SiteError, UncalibratedWarning, site_message
 from fitact_fx.policies import Bounds, Pass, Policy, scale_of
+from fitact_fx.source import is_torch
 from fitact_fx.spec import Spec
 
 SIDES = ("lower", "upper")
@@ -32,7 +34,16 @@ class Notice:
         if not self.given:
             self.given = True
             message = "this hardened model protects nothing yet: run fitact_fx.calibrate or set_bounds on it first"
-            warnings.warn(message, UncalibratedWarning, stacklevel=3)
+            warnings.warn(message, UncalibratedWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """How far up, from where `warn` is called, the code stands that ran the model: beyond torch and this file."""
+    level, frame = 1, inspect.currentframe()
+    frame = frame.f_back if frame else None
+    while frame is not None and (is_torch(frame.f_code.co_filename) or frame.f_code.co_filename == __file__):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class Bounded(nn.Module):
@@ -88,6 +99,10 @@ class Bounded(nn.Module):
     def set_bounds(self, lower: Tensor | float | None, upper: Tensor | float | None) -> None:
         """Set both sides; a number bounds the whole site. SiteError for what `checked` refuses."""
         self.lower, self.upper = self.checked(lower, upper)
+        self.rescale()
+
+    def rescale(self) -> None:
+        """Take the scale of the bounds as they are now."""
         self.scale = scale_of(self.lower, self.upper)
 
     def checked(
@@ -105,6 +120,14 @@ class Bounded(nn.Module):
         if low is not None and high is not None and (low > high).any():
             raise self._error("a lower bound lies above its upper bound", "give them as (lower, upper)")
         return low, high
+
+    def refuse_other_shape(self, *bounds: Tensor | None) -> None:
+        """SiteError for a bound of another shape than the one that is set; one number fits any site."""
+        shapes = {tuple(bound.shape) for bound in (self.lower, self.upper) if bound is not None and bound.ndim}
+        for bound in bounds:
+            if shapes and bound is not None and bound.ndim and tuple(bound.shape) not in shapes:
+                problem = f"its bounds have shape {min(shapes)} and the new one has {tuple(bound.shape)}"
+                raise self._error(problem, "give a number, or a tensor of that shape")
 
     def _placed(self, bound: Tensor | float | None) -> Tensor | None:
         if bound is None:
@@ -169,7 +192,7 @@ class Bounded(nn.Module):
             saved, bound = state_dict.get(prefix + side), getattr(self, side)
             if isinstance(saved, Tensor) and bound.dtype != saved.dtype and bound.shape == saved.shape:
                 setattr(self, side, self._placed(saved))
-        self.scale = scale_of(self.lower, self.upper)
+        self.rescale()
 
     def extra_repr(self) -> str:
         state = ", ".join(f"{side} {tuple(b.shape)}" for side in SIDES if (b := getattr(self, side)) is not None)

@@ -55,6 +55,32 @@ def _transpose(node: Node, layout: Layout) -> Layout | None:
     return replace(layout, dim=swapped.get(layout.dim, layout.dim))
 
 
+def _mT(node: Node, layout: Layout) -> Layout | None:  # noqa: N802  as in torch
+    """`x.mT` swaps the last two dimensions; of other attributes nothing is known."""
+    if argument(node, 1, "name") != "mT":
+        return None
+    if layout.rank is None and layout.dim >= 0:
+        return None
+    dim = layout.dim if layout.rank is None else layout.dim % layout.rank - layout.rank
+    return replace(layout, dim={-1: -2, -2: -1}.get(dim, dim))
+
+
+def _movedim(node: Node, layout: Layout) -> Layout | None:
+    rank, ends = layout.rank, [argument(node, 1, "source"), argument(node, 2, "destination")]
+    if rank is None:
+        return None
+    moved: list[list[int]] = []
+    for end in ends:
+        dims = end if isinstance(end, tuple | list) else (end,)
+        moved.append([dim % rank for dim in dims if isinstance(dim, int)])
+        if len(moved[-1]) != len(dims):
+            return None
+    order = [dim for dim in range(rank) if dim not in moved[0]]
+    for destination, source in sorted(zip(moved[1], moved[0], strict=True)):
+        order.insert(destination, source)
+    return replace(layout, dim=order.index(layout.dim % rank))
+
+
 def _flatten(node: Node, layout: Layout) -> Layout | None:
     if node.op == "call_module":
         module = called_module(node)
@@ -64,7 +90,7 @@ def _flatten(node: Node, layout: Layout) -> Layout | None:
     start, end = ends
     if end not in (None, -1) or not isinstance(start, int):
         return None
-    if start == 1:
+    if start == 1 and layout.absolute(layout.dim) != 0:
         return _RANK_2
     return replace(layout, rank=start + 1) if 0 <= layout.dim < start else None
 
@@ -82,7 +108,7 @@ def _reshape(node: Node, layout: Layout) -> Layout | None:
         return Layout(-1, len(sizes), layout.size)
     if not _reads_size(node, sizes[0], 0):
         return None
-    if len(sizes) == 2:
+    if len(sizes) == 2 and layout.absolute(layout.dim) != 0:
         return _RANK_2
     return Layout(1, len(sizes), layout.size) if layout.dim == 1 and _is_size(node, sizes[1], 1, layout) else None
 
@@ -143,7 +169,7 @@ def _reduce(node: Node, layout: Layout) -> Layout | None:
 
 
 def _getitem(node: Node, layout: Layout) -> Layout | None:
-    """Slices keep every dimension; an element of what chunk, split or attention gave is one of its tensors."""
+    """An element of what chunk, split or attention gave is one of its tensors."""
     index, source = node.args[1], node.args[0]
     if isinstance(index, int):
         of = operator_name(source) if isinstance(source, Node) else ""
@@ -151,7 +177,34 @@ def _getitem(node: Node, layout: Layout) -> Layout | None:
         several = of in ("chunk", "split") or (of == "multiheadattention" and index == 0)
         return replace(layout, size=None) if several else None
     parts = index if isinstance(index, tuple) else (index,)
-    return replace(layout, size=None) if all(isinstance(part, slice) for part in parts) else None
+    if all(isinstance(part, slice) for part in parts):
+        return replace(layout, size=None)
+    return _indexed(parts, layout)
+
+
+def _indexed(parts: tuple[object, ...], layout: Layout) -> Layout | None:
+    """A slice keeps a dimension, an integer takes it away and None adds one."""
+    if not all(part is None or part is ... or type(part) in (int, slice) for part in parts):
+        return None
+    consumed = sum(part is not None and part is not ... for part in parts)
+    if ... in parts:
+        if layout.rank is None or parts.count(...) > 1:
+            return None
+        at = parts.index(...)
+        parts = (*parts[:at], *[slice(None)] * (layout.rank - consumed), *parts[at + 1 :])
+        consumed = layout.rank
+    channel = layout.absolute(layout.dim)
+    if channel is None:
+        return None
+    # What stands behind the last part is kept as it is.
+    parts += (slice(None),) * (channel + 1 - consumed)
+    kept = [at for at, part in enumerate(parts) if part is not None]
+    if type(parts[kept[channel]]) is int:
+        return None
+    before = parts[: kept[channel]]
+    grown = sum((part is None) - (type(part) is int) for part in parts)
+    dim = len(before) - sum(type(part) is int for part in before)
+    return Layout(dim, None if layout.rank is None else layout.rank + grown)
 
 
 def _sizes(node: Node) -> list[object]:
@@ -177,6 +230,10 @@ MOVES: dict[str, Move] = {
     "permute": _permute,
     "transpose": _transpose,
     "swapaxes": _transpose,
+    "swapdims": _transpose,
+    "movedim": _movedim,
+    "moveaxis": _movedim,
+    "getattr": _mT,
     "flatten": _flatten,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,

@@ -29,6 +29,10 @@ class UncalibratedWarning(UserWarning):
     """A hardened model ran before its bounds were set: it protects nothing yet."""
 
 
+class UnprotectedWarning(UserWarning):
+    """A hardened model holds activations that could not be bounded."""
+
+
 def site_message(name: str, source: str, problem: str, remedy: str) -> str:
     """The house form: which site, on which line of the user's, what is wrong, what to do."""
     return f"site {name} ({source})\n  {problem};\n  {remedy}"

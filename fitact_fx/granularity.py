@@ -33,9 +33,11 @@ class Channel:
 
     `dim` says where the channel lies (1 behind a convolution, -1 behind a linear layer); None while
     that is not known. A rank-2 activation has its channel in dimension 1 whatever `dim` says.
+    `rank` is that of every activation, batch included, if it is known; another one raises RecipeError.
     """
 
     dim: int | None = None
+    rank: int | None = None
     name = "channel"
 
     def bound_shape(self, shape: Shape) -> Shape:
@@ -48,6 +50,9 @@ class Channel:
         return tuple(dim for dim in range(len(shape)) if dim != kept)
 
     def _dim(self, shape: Shape) -> int:
+        if self.rank not in (None, len(shape)):
+            # An input without its batch dimension has its channel one place further to the front.
+            raise RecipeError(f"activation of rank {len(shape)}, channel known for rank {self.rank}")
         dim = 1 if len(shape) == 2 else self.dim
         if dim is None or not -len(shape) <= dim < len(shape):
             raise RecipeError(f"activation of rank {len(shape)}, channel dimension {self.dim}")
@@ -82,9 +87,9 @@ def named(name: str) -> Granularity:
     return _BY_NAME[name]
 
 
-def at_dim(granularity: Granularity, dim: int | None) -> Granularity:
-    """The same granularity, told where the channel lies."""
-    return replace(granularity, dim=dim) if isinstance(granularity, Channel) else granularity
+def at_dim(granularity: Granularity, dim: int | None, rank: int | None = None) -> Granularity:
+    """The same granularity, told where the channel lies, in activations of which rank."""
+    return replace(granularity, dim=dim, rank=rank) if isinstance(granularity, Channel) else granularity
 
 
 def resolve(rule: GranularityRule, sites: tuple[str, ...]) -> dict[str, Granularity]:

@@ -1,5 +1,6 @@
 """The main job: harden a model, calibrate it, learn its bounds. Readable from top to bottom."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch.fx import GraphModule
 from fitact_fx import granularity as granularities
 from fitact_fx import schemes
 from fitact_fx.bounded import Bounded, bounded_sites
-from fitact_fx.errors import RecipeError, SiteError
+from fitact_fx.errors import RecipeError, SiteError, UnprotectedWarning
 from fitact_fx.granularity import GranularityRule
+from fitact_fx.hidden import hidden_activations
 from fitact_fx.layout import channel_layouts
 from fitact_fx.learning import Record
 from fitact_fx.passes import apply
@@ -41,15 +43,20 @@ def harden(
     `max_drop` and `seed`; without, they are unset, and the result is the identity on the model's
     outputs, until `calibrate`, `set_bounds` or a loaded state sets them.
 
-    Parameters are shared with `model`; modules and buffers are copies. Raises TracingError for a
+    Parameters are shared with `model`, until the hardened model is moved or cast (as a whole: `hard.half()`);
+    modules and buffers are copies. Activations that cannot be reached, inside an LSTM say, stay as they are
+    and are named in an UnprotectedWarning. Raises TracingError for a
     model that has no graph, SiteError if there is nothing to bound, RecipeError for unknown names.
     """
     chosen = schemes.named(scheme) if isinstance(scheme, str) else scheme
+    if isinstance(chosen, type) or not hasattr(chosen, "place"):
+        raise RecipeError(f"scheme is {chosen!r};\n  give a scheme's name or an instance, such as FitAct()")
     graph_module = trace(model, example_inputs)
     sites = sites_to_harden(graph_module)
     specs = _with_granularity(chosen.place(sites, graph_module), granularity)
     hard = bound_sites(graph_module, specs)
     hard.meta["scheme"] = chosen
+    _warn_of_hidden(model, hard)
     if data is not None:
         calibrate(hard, data)
         if any(spec.learned for spec in specs.values()):
@@ -60,6 +67,7 @@ def harden(
 def calibrate(hard: nn.Module, batches: object) -> None:
     """Set every bound to the exact extremes of its clean values over `batches`.
 
+    What is compared with is the bound widened by a small slack, see `fitact_fx.policies.slack`.
     A one-sided kind (ReLU) gets an upper bound; a two-sided one (GELU) both. Runs in evaluation mode,
     holds no activations, and replaces bounds set earlier. On any error no bound has changed.
     Raises CalibrationError for empty data or NaN, SiteError for shapes that change under neuron bounds.
@@ -103,12 +111,27 @@ def set_bounds(hard: nn.Module, new: Mapping[str, tuple[Tensor | float | None, T
     chosen = {name: _pair(pattern, new[pattern]) for pattern in new for name in granularities.matching(pattern, names)}
     checked = {name: sites[name].checked(*pair) for name, pair in chosen.items()}
     for name, pair in checked.items():
+        sites[name].refuse_other_shape(*pair)
+    for name, pair in checked.items():
         sites[name].set_bounds(*pair)
+
+
+def _warn_of_hidden(model: nn.Module, hard: GraphModule) -> None:
+    """Silence about what stays open would look like safety."""
+    hidden = [limit for limit in hidden_activations(model, hard) if limit.inside]
+    if hidden:
+        named = "".join(f"\n  {limit.where}: {limit.why}" for limit in hidden[:5])
+        more = f"\n  and {len(hidden) - 5} more" if len(hidden) > 5 else ""
+        message = f"some activations stay unbounded; `fitact-fx inspect` lists them all:{named}{more}"
+        warnings.warn(message, UnprotectedWarning, stacklevel=3)
 
 
 def _pair(pattern: str, given: Any) -> tuple[Tensor | float | None, Tensor | float | None]:
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise RecipeError(f"the bounds for {pattern!r} are {given!r};\n  give (lower, upper), None for a free side")
+    for side in given:
+        if side is not None and not isinstance(side, Tensor | int | float):
+            raise RecipeError(f"the bounds for {pattern!r} are {given!r};\n  each is a number, a tensor or None")
     return given[0], given[1]
 
 
@@ -133,8 +156,8 @@ def bound_sites(graph_module: GraphModule, specs: Mapping[str, Spec]) -> GraphMo
         if site.name in specs:
             layout = layouts[site.node]
             spec = specs[site.name]
-            dim = None if layout is None else layout.dim
-            placed[site.name] = Spec(granularities.at_dim(spec.granularity, dim), spec.policy, spec.learned)
+            dim, rank = (None, None) if layout is None else (layout.dim, layout.rank)
+            placed[site.name] = Spec(granularities.at_dim(spec.granularity, dim, rank), spec.policy, spec.learned)
     apply(graph_module, Functionalise(), Bound(placed))
     return graph_module
 

@@ -37,6 +37,7 @@ class Limit:
 
     where: str
     why: str
+    inside: bool = False  # an activation that runs, out of reach: not one that never runs
 
 
 def untraced_activations(model: nn.Module) -> Iterator[Limit]:
@@ -54,7 +55,7 @@ def hidden_activations(model: nn.Module, graph_module: GraphModule) -> Iterator[
             called.update(f"{node.target}.{name}".rstrip(".") for name, _ in called_module(node).named_modules())
             yield from _in_leaf(node)
         if node.op.startswith("call_") and operator_name(node) in _NOT_BOUNDED:
-            yield Limit(_place(node), f"{operator_name(node)}: this library has no bounds for it")
+            yield Limit(_place(node), f"{operator_name(node)}: this library has no bounds for it", inside=True)
     yield from _in_wrapped_functions(graph_module)
     for name, module in model.named_modules():
         if isinstance(module, _MODULES) and name not in called:
@@ -70,7 +71,9 @@ def _in_leaf(node: Node) -> Iterator[Limit]:
     if not inside and not any(isinstance(each, _OPAQUE) for each in module.modules()):
         return
     what = ", ".join(f"{count} {name}" for name, count in inside.items()) or "its activations"
-    yield Limit(_place(node), f"{type(module).__name__} is called whole: {what} inside it cannot be bounded")
+    yield Limit(
+        _place(node), f"{type(module).__name__} is called whole: {what} inside it cannot be bounded", inside=True
+    )
 
 
 def _in_wrapped_functions(graph_module: GraphModule) -> Iterator[Limit]:
@@ -84,7 +87,9 @@ def _in_wrapped_functions(graph_module: GraphModule) -> Iterator[Limit]:
         if names:
             times = f", called {len(nodes)} times," if len(nodes) > 1 else ""
             yield Limit(
-                _place(nodes[0]), f"{function.__name__} is a wrapped function{times} with {', '.join(names)} inside"
+                _place(nodes[0]),
+                f"{function.__name__} is a wrapped function{times} with {', '.join(names)} inside",
+                inside=True,
             )
 
 

@@ -42,9 +42,16 @@ class Holdout:
     def learning_batches(self, size: int) -> Iterator[Batch]:
         """The samples to learn from, over and over, at most `size` at a time."""
         while True:
+            count = 0
             for batch in self._part(held_out=False):
+                count += batch.size
                 for places in torch.arange(batch.size).split(size):
                     yield batch.samples(places)
+            if count == 0:
+                raise CalibrationError(
+                    "no sample was left to learn from in this pass over the data;\n"
+                    "  pass data whose samples are the same in every pass (no random augmentation)"
+                )
 
     def held_out_batches(self) -> Iterator[Batch]:
         """The samples to check on, once."""

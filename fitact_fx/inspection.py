@@ -1,5 +1,6 @@
 """What can be protected in a model, what it would take, and what cannot: found out without any data."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from torch.fx import GraphModule
 from fitact_fx import granularity as granularities
 from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import Bounded, bounded_sites
-from fitact_fx.errors import FitactError, RecipeError, TracingError
+from fitact_fx.errors import FitactError, RecipeError, TracingError, UnprotectedWarning
 from fitact_fx.granularity import NAMES, Shape
 from fitact_fx.hardening import harden
 from fitact_fx.hidden import Limit, hidden_activations, untraced_activations
@@ -108,7 +109,8 @@ def _hardened(model: nn.Module, sites: tuple[Site, ...]) -> tuple[GraphModule | 
     if not sites:
         return None, "no activation was found in this model, so there is nothing to protect"
     try:
-        return harden(model, "layer"), None
+        with warnings.catch_warnings(action="ignore", category=UnprotectedWarning):  # they are told in full
+            return harden(model, "layer"), None
     except FitactError as error:
         return None, str(error)
 
@@ -126,7 +128,8 @@ def _count(name: str, layout: Layout | None, shape: Shape | None) -> int | None:
         return 1
     if shape is None:
         return layout.size if name == "channel" and layout is not None else None
-    granularity = granularities.at_dim(granularities.named(name), None if layout is None else layout.dim)
+    dim, rank = (None, None) if layout is None else (layout.dim, layout.rank)
+    granularity = granularities.at_dim(granularities.named(name), dim, rank)
     try:
         return prod(granularity.bound_shape(shape))
     except RecipeError:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fitact_fx.ambience import random_states_kept
-from fitact_fx.batches import Batch, logits_of
+from fitact_fx.batches import IGNORED, Batch, class_labels, logits_of
 from fitact_fx.bounded import SIDES, Bounded, bounded_sites, exchanged
 from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
@@ -97,8 +97,8 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
         for name in SIDES
         if site.spec.learned and (bound := getattr(site, name)) is not None
     ]
-    if not learned:
-        raise CalibrationError("no site of this model has bounds to learn")
+    if not any(side.movable.any() for side in learned):
+        raise CalibrationError("no site of this model has a finite bound to learn;\n  calibrate it first")
     with ExitStack() as stack:
         stack.enter_context(random_states_kept())
         stack.enter_context(evaluating(hard))
@@ -136,7 +136,7 @@ class _Side:
         return torch.where(self.movable, moved, self.calibrated)
 
     def put(self, bound: Tensor) -> None:
-        """Let the site use this bound; unlike Bounded.set_bounds, keep its gradient and the site's scale."""
+        """Let the site use this bound; unlike Bounded.set_bounds, keep its gradient."""
         setattr(self.site, self.name, bound)
 
     def tightness(self) -> Tensor:
@@ -182,7 +182,9 @@ def _task_loss(hard: nn.Module, batch: Batch, slope: float, learning: Learning) 
     # Measured against the spread of the clean outputs, so that it weighs the same for every network.
     loss = F.mse_loss(logits, clean) / clean.var().clamp(min=1e-12)
     if batch.targets is not None:
-        loss = loss + learning.labels * F.cross_entropy(logits, batch.targets)
+        labels = class_labels(batch.targets, logits)
+        if bool((labels != IGNORED).any()):  # the mean over none is NaN
+            loss = loss + learning.labels * F.cross_entropy(logits, labels, ignore_index=IGNORED)
     if not loss.isfinite():
         raise CalibrationError("the loss is not finite;\n  check the model's clean outputs and the labels of the data")
     return loss
@@ -190,17 +192,17 @@ def _task_loss(hard: nn.Module, batch: Batch, slope: float, learning: Learning) 
 
 def _drawn_back(hard: nn.Module, sides: list[_Side], holdout: Holdout, max_drop: float) -> tuple[float, float, float]:
     """Leave the model with the bounds farthest along that keep the limit: (clean accuracy, drop, share)."""
+    limit = max_drop + 1e-9  # 198/200 - 197/200 is a little more than 0.005
     with exchanged(hard, Pass()):
         clean = _held_out_accuracy(hard, holdout)
 
     def drop_at(share: float) -> float:
-        for side in sides:
-            side.put(side.at(share).detach())
+        _put_all(sides, [side.at(share) for side in sides])
         return clean - _held_out_accuracy(hard, holdout)
 
-    if (drop := drop_at(1.0)) <= max_drop:
+    if (drop := drop_at(1.0)) <= limit:
         return clean, drop, 1.0
-    if (drop := drop_at(0.0)) > max_drop:
+    if (drop := drop_at(0.0)) > limit:
         raise CalibrationError(
             f"the calibrated bounds themselves cost {100 * drop:.2f} points of clean accuracy on {holdout.held_out} "
             f"held-out samples, more than max_drop allows ({100 * max_drop:.2f});\n"
@@ -209,7 +211,7 @@ def _drawn_back(hard: nn.Module, sides: list[_Side], holdout: Holdout, max_drop:
     kept, beyond = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (kept + beyond) / 2
-        kept, beyond = (middle, beyond) if drop_at(middle) <= max_drop else (kept, middle)
+        kept, beyond = (middle, beyond) if drop_at(middle) <= limit else (kept, middle)
     return clean, drop_at(kept), kept
 
 
@@ -218,13 +220,27 @@ def _held_out_accuracy(hard: nn.Module, holdout: Holdout) -> float:
     right = count = 0
     with torch.no_grad():
         for batch in holdout.held_out_batches():
-            targets = batch.targets
+            logits, targets = logits_of(batch.run(hard)), batch.targets
             if targets is None:
                 with exchanged(hard, Pass()):
                     targets = logits_of(batch.run(hard)).argmax(1)
-            right += int((logits_of(batch.run(hard)).argmax(1) == targets).sum())
-            count += targets.numel()
+            targets = class_labels(targets, logits)
+            right += int((logits.argmax(1) == targets).sum())
+            count += int((targets != IGNORED).sum())
+    if count == 0:
+        raise CalibrationError(
+            "no held-out sample has a label that counts;\n"
+            "  pass data whose samples are the same in every pass (no random augmentation), and label more of them"
+        )
     return right / count
+
+
+def _put_all(sides: list[_Side], bounds: list[Tensor]) -> None:
+    """Set the bounds for good, and each site's scale with them."""
+    for side, bound in zip(sides, bounds, strict=True):
+        side.put(bound.detach())
+    for side in sides:
+        side.site.rescale()
 
 
 @contextmanager
@@ -232,8 +248,7 @@ def _restored_on_error(sides: list[_Side]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for side in sides:
-            side.put(side.calibrated)
+        _put_all(sides, [side.calibrated for side in sides])
         raise
 
 

@@ -3,11 +3,16 @@
 torch's own stand-in lets some Python code pass without doing what it does to a tensor: `x += y` makes
 a new x and leaves every other reader of the old one behind, `isinstance(x, Tensor)` is false, `x.tag = 1`
 is forgotten. This one records each of them, or raises.
+
+Only Python code may take a stand-in for a tensor. A `__class__` that says Tensor is believed by torch's
+C code too, which then reads memory that is not there; so it is `isinstance` that answers otherwise.
 """
 
+import builtins
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +26,9 @@ from fitact_fx.source import is_torch
 _OWN = frozenset(("tracer", "node", "root", "attr", "_node", "tensor"))
 _SIZES = frozenset("shape ndim size dim numel nelement ndimension stride item tolist len".split())
 # Their results are several tensors in a tuple.
-_SEVERAL = frozenset("chunk split tensor_split unbind topk sort max min lstm gru rnn multiheadattention".split())
+_SEVERAL = frozenset("chunk split tensor_split unbind topk sort lstm gru rnn multiheadattention".split())
+_SEVERAL_ALONG_A_DIMENSION = frozenset(("max", "min", "median", "mode"))
+_INTEGERS = frozenset("ndim dim numel nelement ndimension len".split())
 _IN_PLACE = {
     "__iadd__": "add_",
     "__isub__": "sub_",
@@ -50,18 +57,9 @@ class StandIn(Proxy):
     def __setitem__(self, index: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """What `isinstance` sees: a Tensor in the model's code, and in torch's own code what it is."""
-        asking = sys._getframe(1).f_code  # noqa: SLF001  the only way to know who asks
-        theirs = asking.co_name == "is_tensor" or not is_torch(asking.co_filename)
-        return Tensor if theirs and _is_one_tensor(self.node) else type(self)
-
 
 class StandInAttribute(Attribute, StandIn):
     """Stands for an attribute of a stand-in until it is called or used."""
-
-    __class__ = property(type)
 
 
 class KnownTensor(StandIn):
@@ -113,5 +111,54 @@ def _is_number(node: Node) -> bool:
     return arithmetic and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
 
 
-def _is_one_tensor(node: Node) -> bool:
-    return node.target is not getattr and called_name(node) not in _SEVERAL and not _is_number(node)
+@contextmanager
+def taken_for_what_they_stand_for(own_files: frozenset[str]) -> Iterator[None]:
+    """`isinstance` answers the model's code as it would for the value itself; torch's code and `own_files` as ever."""
+    plain = builtins.isinstance
+
+    def answer(value: object, classes: Any, /) -> bool:
+        if not plain(value, StandIn):
+            return plain(value, classes)
+        asking = sys._getframe(1).f_code  # noqa: SLF001  the only way to know who asks
+        ours = asking.co_filename in own_files or (is_torch(asking.co_filename) and asking.co_name != "is_tensor")
+        return plain(value, classes) if ours else _would_be(value, classes)
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain
+
+
+def _would_be(value: Any, classes: Any) -> bool:
+    if type(value) is KnownTensor:
+        return isinstance(value.tensor, classes)
+    answers = {issubclass(each, classes) for each in _possible_types(value)}
+    if len(answers) != 1:
+        raise TypeError(f"forward asks whether a value is a {classes}, which is not known of it")
+    return answers.pop()
+
+
+def _possible_types(value: Any) -> tuple[type, ...]:
+    if type(value) is StandInAttribute:
+        # Its node is only made when it is used: asking must not use it.
+        if _possible_types(value.root) == (tuple,):
+            return (Tensor,)  # x.topk(2).values
+        example = torch.empty(0, 0)
+        return (type(getattr(example, value.attr)),) if hasattr(example, value.attr) else ()
+    node = value.node
+    name = called_name(node)
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if _is_number(node):
+        return _number_types(node, name, dim)
+    if name in _SEVERAL or (name in _SEVERAL_ALONG_A_DIMENSION and type(dim) is int):
+        return (tuple,)
+    return (Tensor,)
+
+
+def _number_types(node: Node, name: str, dim: object) -> tuple[type, ...]:
+    if name in _INTEGERS or (name == "size" and dim is not None):
+        return (int,)
+    if name == "size" or (node.target is operator.getitem and type(dim) is slice):
+        return (torch.Size,)
+    return (int,) if node.target is operator.getitem else (int, float, torch.Size, list)

@@ -12,7 +12,7 @@ from fitact_fx.ambience import RandomStates, autocast_state
 from fitact_fx.bounded import Bounded
 from fitact_fx.errors import TracingError
 from fitact_fx.modes import ModeConstant
-from fitact_fx.proxies import KnownTensor, StandIn
+from fitact_fx.proxies import KnownTensor, StandIn, taken_for_what_they_stand_for
 from fitact_fx.sites import is_known_activation, module_kind
 from fitact_fx.source import user_frames
 
@@ -52,7 +52,8 @@ class _ModelTracer(Tracer):
     def graph_of(self, root: nn.Module) -> Graph:
         before = {name: (buffer, _version(buffer)) for name, buffer in root.named_buffers()}
         try:
-            graph = self.trace(root)
+            with taken_for_what_they_stand_for(_OWN_FILES):
+                graph = self.trace(root)
         except TracingError:
             raise
         except Exception as error:  # user code may raise anything when it meets a stand-in
@@ -93,8 +94,7 @@ class _ModelTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         made = super().create_arg(a)
-        # A stand-in passes for a Tensor here, so it is asked for first.
-        if not isinstance(a, Proxy) and isinstance(a, Tensor) and isinstance(made, Node):
+        if isinstance(a, Tensor) and isinstance(made, Node):
             self.constants.append((made, a, _version(a)))
         return made
 

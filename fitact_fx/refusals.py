@@ -1,6 +1,7 @@
 """What no graph can express, and how that is said: which module, which line of the user's, what to do."""
 
 import inspect
+import re
 import traceback
 from inspect import Parameter as Argument
 
@@ -11,6 +12,7 @@ from torch.fx import Node
 from fitact_fx.errors import TracingError
 from fitact_fx.source import describe, is_torch, owner_path, source_line
 
+_FACTORY = re.compile(r"(zeros|ones|empty|rand|randn)\(\) ")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -114,6 +116,13 @@ def untraceable(error: Exception, module: str, own_files: frozenset[str]) -> Tra
     where = describe(theirs[-1].filename, theirs[-1].lineno or 0, theirs[-1].name) if theirs else "no source line"
     text = str(error).strip()
     reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    factory = _FACTORY.match(reason)
+    if factory and f"torch.{factory[1]}(" in where:
+        return TracingError(
+            f"cannot trace {module} ({where})\n  torch.{factory[1]} cannot take sizes of tensors one by one;\n"
+            f"  give all sizes as one tuple, torch.{factory[1]}((x.size(0), ...))"
+            + ("" if factory[1].startswith("rand") else f", or write x.new_{factory[1]}(...)")
+        )
     return TracingError(
         f"cannot trace {module} ({where})\n  {reason};\n"
         "  decide on shapes and options in __init__ and not on tensor values in forward, or move that "

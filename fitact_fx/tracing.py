@@ -6,8 +6,10 @@ frozen. Each such case is honoured, or refused by name: what `forward` reads fro
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
@@ -95,6 +97,17 @@ class TracedModule(GraphModule):
                 module.training = not mode
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TracedModule":
+        """Move or cast. The Parameters are the user's too, so one that changes is replaced here, and not written."""
+        own: dict[nn.Parameter, nn.Parameter] = {}
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter not in own:
+                    own[parameter] = _moved(parameter, fn)
+                module.register_parameter(name, own[parameter])
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
         copied: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
         kept = self.state_dict().keys()
@@ -106,6 +119,15 @@ class TracedModule(GraphModule):
         for name, buffer in self._buffers.items():
             copied.register_buffer(name, None if buffer is None else memo[id(buffer)], persistent=name in kept)
         return copied
+
+
+def _moved(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> nn.Parameter:
+    """The Parameter itself if `fn` leaves it where and what it is, a new one otherwise."""
+    with torch.no_grad():
+        moved = fn(parameter)
+    if moved is parameter or (moved.dtype == parameter.dtype and moved.device == parameter.device):
+        return parameter
+    return nn.Parameter(moved, requires_grad=parameter.requires_grad)
 
 
 def _graph_for_both_modes(root: nn.Module) -> tuple[Graph, Modes]:

@@ -1,6 +1,6 @@
 """The user's own check: does the hardened model give the model's clean outputs, and if not, where not?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,23 +45,29 @@ class Verification:
         return f"different by up to {self.largest_difference:.3g}; {where}"
 
 
-def verify(model: nn.Module, hard: nn.Module, inputs: tuple[Any, ...] | Tensor) -> Verification:
+Inputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
+
+
+def verify(model: nn.Module, hard: nn.Module, inputs: Inputs) -> Verification:
     """Compare the clean outputs of `model` and `hard` on the same inputs, in evaluation mode.
 
-    `inputs`: a tensor or a tuple of positional inputs. Both models run as copies with the same random
-    numbers, so neither's modes, buffers nor the global random states change.
+    `inputs`: a tensor, a tuple of positional or a dict of keyword arguments. Both models run as copies with
+    the same random numbers, so neither's modes, buffers nor the global random states change.
     """
     if not bounded_sites(hard):
         raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  pass what fitact_fx.harden returned")
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    args = () if named else inputs if isinstance(inputs, tuple) else (inputs,)
     counts: dict[str, int] = {}
     twin = owned_copy(hard).eval()
     for bounded in bounded_sites(twin).values():
         bounded.register_forward_hook(_counter(counts))
         bounded.notice.given = True
-    expected = _outputs(owned_copy(model).eval(), args)
-    got = _outputs(twin, args)
-    largest = max((_difference(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
+    expected = _outputs(owned_copy(model).eval(), args, named)
+    got = _outputs(twin, args, named)
+    largest = max((_difference(a, b) for a, b in zip(expected, got, strict=False)), default=0.0)
+    if len(expected) != len(got):
+        largest = torch.inf
     first = next((name for name, count in counts.items() if count), None)
     return Verification(largest == 0.0, first, counts, largest)
 
@@ -74,10 +80,10 @@ def _counter(counts: dict[str, int]) -> Any:
     return count
 
 
-def _outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
-    own = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, args)
+def _outputs(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+    own: Any = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, (args, named))
     with random_states_kept(), torch.no_grad(), _slow_path():
-        return pytree.tree_leaves(model(*own))
+        return pytree.tree_leaves(model(*own[0], **own[1]))
 
 
 @contextmanager

@@ -53,6 +53,9 @@ class Functionalise:
 
 
 def _refuse_undecided(site: Site) -> None:
+    if "out" in site.node.kwargs:
+        problem = "it writes its result into another tensor (out=)"
+        raise SiteError(site_message(site.name, site.source, problem, "assign its result instead"))
     if isinstance(argument(site.node, inplace_position(site.node), "inplace"), Node):
         problem = "whether it overwrites its input is decided while the model runs, or by the training mode"
         raise SiteError(site_message(site.name, site.source, problem, "give its inplace flag as a constant"))

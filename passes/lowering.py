@@ -164,10 +164,10 @@ def _types_seen(hard: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, t
     return seen
 
 
-def lower(hard: GraphModule, example_inputs: tuple[Any, ...], backend: str = "inductor") -> Any:
+def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: str = "inductor") -> Any:
     """The hardened model for evaluation, compiled as one graph of plain operators.
 
-    Compiled here and now, by one run on `example_inputs` (a tuple of positional inputs), for the autocast
+    Compiled here and now, by one run on `example_inputs` (a tensor or a tuple of positional inputs), for the autocast
     that is on here; Parameters are shared with `hard`, buffers and bounds are copied. `backend` is any of
     torch.compile's.
     Raises SiteError if a bound is not set, TracingError if `hard` cannot be put in evaluation mode.
@@ -175,6 +175,10 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...], backend: str = "in
     from fitact_fx.ownership import owned_copy
     from fitact_fx.passes import apply
 
+    if not bounded_sites(hard):
+        raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  lower what fitact_fx.harden returned")
+    if isinstance(example_inputs, Tensor):
+        example_inputs = (example_inputs,)
     own = owned_copy(hard).eval()
     for bounded in bounded_sites(own).values():
         _refuse_unset(bounded)

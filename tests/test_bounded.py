@@ -183,8 +183,8 @@ def test_bounds_that_make_no_sense_change_nothing_at_all(new, error, text):
 
 
 def test_a_bound_of_a_shape_that_does_not_fit_is_named_when_it_is_used():
-    hard = calibrated()
-    fitact_fx.set_bounds(hard, {"features.1": (None, torch.ones(7))})
+    hard = fitact_fx.harden(net())
+    fitact_fx.set_bounds(hard, {"*": (None, 1.0), "features.1": (None, torch.ones(7))})
     with pytest.raises(SiteError) as raised:
         hard(images())
     assert str(raised.value).startswith("site features.1 (test_bounded.py:")

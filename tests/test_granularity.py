@@ -63,7 +63,18 @@ def test_a_channel_that_is_not_known_is_not_guessed(dim, shape):
         Channel(dim).bound_shape(shape)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 7), (8, 3)])
+def test_a_channel_known_for_another_rank_is_refused(shape):
+    with pytest.raises(RecipeError, match=f"^activation of rank {len(shape)}, channel known for rank 4$"):
+        Channel(1, 4).bound_shape(shape)
+    with pytest.raises(RecipeError, match="channel known for rank 4"):
+        Channel(1, 4).shared_dims(shape)
+    assert Channel(1, 4).bound_shape((8, 3, 5, 7)) == (1, 3, 1, 1)
+
+
 def test_only_a_channel_is_told_where_it_lies():
+    assert at_dim(Channel(), 1, 4) == Channel(1, 4)
+    assert at_dim(Layer(), 1, 4) == Layer()
     assert at_dim(Channel(), -1) == Channel(-1)
     assert at_dim(Neuron(), -1) == Neuron()
     assert at_dim(Layer(), None) == Layer()

@@ -193,3 +193,66 @@ def test_a_name_that_the_bound_would_take_is_left_to_its_owner():
     fitact_fx.calibrate(hard, [torch.ones(2, 3)])
     assert torch.equal(hard(torch.ones(2, 3)), model(torch.ones(2, 3)))
     assert set(model.state_dict()) < set(hard.state_dict())
+
+
+class TestWhatStaysOpen:
+    def test_activations_inside_a_module_called_whole_are_named_in_a_warning(self):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), layer).eval()
+        with pytest.warns(fitact_fx.UnprotectedWarning, match="2: TransformerEncoderLayer is called whole") as caught:
+            fitact_fx.harden(model)
+        assert caught[0].filename == __file__
+
+    def test_a_model_without_any_gives_none(self):
+        fitact_fx.harden(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+class TestTheUsersWeights:
+    @pytest.mark.parametrize("cast", [torch.float64, torch.bfloat16])
+    def test_casting_the_hardened_model_leaves_them_alone(self, cast):
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+        x = torch.randn(5, 3)
+        before = model(x)
+        hard = fitact_fx.harden(model)
+        fitact_fx.calibrate(hard, [x])
+        assert hard.get_parameter("0.weight") is model[0].weight
+        hard.to(cast)
+        assert {parameter.dtype for parameter in hard.parameters()} == {cast}
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert torch.equal(model(x), before)
+        assert hard(x.to(cast)).dtype == cast
+
+    def test_tied_weights_stay_tied_through_a_cast_and_trainability_is_kept(self):
+        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        model[2].weight = model[0].weight
+        model[0].bias.requires_grad_(False)
+        hard = fitact_fx.harden(model).double()
+        assert hard.get_parameter("0.weight") is hard.get_parameter("2.weight")
+        assert not hard.get_parameter("0.bias").requires_grad
+        assert hard.get_parameter("2.bias").requires_grad
+
+    def test_moving_to_where_they_are_keeps_them_shared(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+        hard = fitact_fx.harden(model).to("cpu", torch.float32)
+        assert hard.get_parameter("0.weight") is model[0].weight
+
+
+class TestWrongArguments:
+    @pytest.mark.parametrize("scheme", [3, None, fitact_fx.schemes.fitact.FitAct])
+    def test_a_scheme_that_is_none(self, scheme):
+        with pytest.raises(RecipeError, match="give a scheme's name or an instance, such as"):
+            fitact_fx.harden(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), scheme=scheme)
+
+    @pytest.mark.parametrize("bad", ["a", [1.0]])
+    def test_a_bound_that_is_no_number(self, bad):
+        hard = fitact_fx.harden(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        with pytest.raises(RecipeError, match="each is a number, a tensor or None"):
+            fitact_fx.set_bounds(hard, {"*": (None, bad)})
+
+    def test_a_bound_of_another_shape_than_the_one_that_is_set(self):
+        hard = fitact_fx.harden(nn.Sequential(nn.Linear(2, 4), nn.ReLU()))
+        fitact_fx.calibrate(hard, [torch.ones(3, 2)])
+        before = fitact_fx.bounds(hard)["1"][1]
+        with pytest.raises(SiteError, match=r"its bounds have shape \(1, 4\) and the new one has \(7,\)"):
+            fitact_fx.set_bounds(hard, {"*": (None, torch.ones(7))})
+        assert torch.equal(fitact_fx.bounds(hard)["1"][1], before)

@@ -330,3 +330,69 @@ def test_batches_without_labels_and_with_none_are_the_same():
     x, _ = problem(8)
     assert next(as_batches([(x, None)])).targets is None
     assert next(as_batches([x])).targets is None
+
+
+def test_a_learned_model_is_the_same_after_saving_loading_and_copying_its_state(model, tmp_path):
+    x, y = problem()
+    data = in_batches(x, y)
+    hard = calibrated(model, data)
+    fitact_fx.post_train(hard, data, max_drop=0.05)
+    fitact_fx.save(hard, tmp_path / "bounds")
+    loaded = fitact_fx.load(tmp_path / "bounds", model)
+    restored, by_hand = fitact_fx.harden(model), fitact_fx.harden(model)
+    restored.load_state_dict(hard.state_dict())
+    fitact_fx.set_bounds(by_hand, fitact_fx.bounds(hard))
+    values = x * 1.02  # some of these lie about the bounds, where the slack decides
+    with torch.no_grad():
+        for twin in (loaded, restored, by_hand):
+            assert torch.equal(twin(values), hard(values))
+
+
+def test_labels_to_be_ignored_do_not_dilute_the_drop(model):
+    x, y = problem()
+    y = torch.where(torch.arange(len(y)) % 8 == 0, y, torch.tensor(-100))
+    data = in_batches(x, y)
+    hard = calibrated(model, data)
+    record = fitact_fx.post_train(hard, data, max_drop=0.0)
+    part = held_out_part(data)
+    held_x, held_y = torch.cat([b.args[0] for b in part]), torch.cat([b.targets for b in part])
+    counts = held_y != -100
+    assert record.clean_accuracy == pytest.approx(accuracy(model, held_x[counts], held_y[counts]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (lambda y: y + 2, r"label \d is none of 3 classes"),
+        (lambda y: F.one_hot(y, 3), r"labels have shape \(\d+, 3\) and type torch.int64 for class scores of shape"),
+        (lambda y: y.float(), r"type torch.float32 for class scores .*\n  give one whole number for each, in shape"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(model, labels, text):
+    x, y = problem()
+    hard = calibrated(model, in_batches(x))
+    before = fitact_fx.bounds(hard)["relu"][1]
+    with pytest.raises(CalibrationError, match=text):
+        fitact_fx.post_train(hard, in_batches(x, labels(y)))
+    assert torch.equal(fitact_fx.bounds(hard)["relu"][1], before)
+
+
+def test_data_that_is_new_in_every_pass_is_refused_when_nothing_is_held_out(model):
+    class Augmented:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            # Only the first pass holds what was counted; later samples all fall on the learning side.
+            yield problem(32)[0] if self.passes == 1 else torch.full((8, 1, 4, 4), 0.25) * self.passes
+
+    hard = calibrated(model, in_batches(problem()[0]))
+    with pytest.raises(CalibrationError, match=r"same in every pass \(no random augmentation\)"):
+        fitact_fx.post_train(hard, Augmented())
+
+
+def test_bounds_that_are_all_infinite_leave_nothing_to_learn(model):
+    hard = fitact_fx.harden(model)
+    fitact_fx.set_bounds(hard, {"*": (None, math.inf)})
+    with pytest.raises(CalibrationError, match="no site of this model has a finite bound to learn"):
+        fitact_fx.post_train(hard, in_batches(*problem()))

@@ -252,7 +252,7 @@ def test_unset_bounds_are_not_lowered():
 
 
 def test_a_model_that_is_not_hardened_is_not_lowered():
-    with pytest.raises(SiteError, match=r"no bounded site to lower;\n  lower what fitact_fx\.harden returned"):
+    with pytest.raises(SiteError, match=r"is not a hardened model;\n  lower what fitact_fx\.harden returned"):
         fitact_fx.lower(fitact_fx.trace(net()), (images(),), backend="eager")
 
 
@@ -431,3 +431,10 @@ def test_example_inputs_are_not_overwritten():
     fitact_fx.calibrate(hard, [x])
     fitact_fx.lower(hard, (x,), backend="eager")
     assert x.tolist() == [[-1.0, 2.0]]
+
+
+def test_a_plain_model_is_refused_and_a_tensor_is_one_input():
+    with pytest.raises(SiteError, match="this Sequential is not a hardened model"):
+        fitact_fx.lower(nn.Sequential(nn.ReLU()), (torch.ones(1),))
+    hard = calibrated()
+    assert torch.equal(fitact_fx.lower(hard, images(), backend="eager")(images()), hard(images()))

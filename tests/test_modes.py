@@ -81,6 +81,14 @@ class TestABranchOnTheMode:
         with pytest.raises(TracingError, match=r"traced in training mode .*\n  call model.eval\(\) on the original"):
             harden(Branch()).eval()
 
+    def test_a_branch_that_changes_only_what_is_returned_names_the_line_before(self) -> None:
+        def forward(self: nn.Module, x: Tensor) -> Any:
+            y = F.relu(x)
+            return (y, x) if self.training else y
+
+        with pytest.raises(TracingError, match=r"\(in what forward returns, after test_modes.py:\d+, in forward: y = "):
+            harden(module(forward).eval()).train()
+
     def test_a_copy_refuses_it_too(self) -> None:
         with pytest.raises(TracingError, match="cannot change to training mode"):
             copy.deepcopy(harden(Branch().eval())).train()

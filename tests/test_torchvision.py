@@ -114,6 +114,19 @@ def test_a_hardened_network_compiles_in_one_graph(build):
     assert len(bounded_sites(hard)) > 2
 
 
+def test_resnet18_compiled_by_inductor_agrees_with_the_compiled_original():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10).eval()
+    images = torch.randn(2, 3, 32, 32)
+    hard = fitact_fx.harden(model, granularity="neuron")
+    fitact_fx.calibrate(hard, [images])
+    torch.compiler.reset()
+    with torch.no_grad():
+        expected = torch.compile(model, fullgraph=True)(images)
+        torch.testing.assert_close(torch.compile(hard, fullgraph=True)(images), expected)
+        torch.testing.assert_close(fitact_fx.lower(hard, (images,))(images), expected)
+
+
 def test_the_table_of_the_sweep_is_committed_and_names_every_model(tool):
     page = tool.RESULTS.read_text(encoding="utf-8")
     names = torchvision.models.list_models(module=torchvision.models)

@@ -1,7 +1,10 @@
 """The front end: the graph does what the model does, or an error says where and why it cannot."""
 
+import builtins
 import copy
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -102,6 +105,105 @@ class TestControlFlow:
             return x if isinstance(x.shape, Tensor) or isinstance(x.size(0) * 2, Tensor) else F.relu(x)
 
         hardened_like(module(forward), X)
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda self, x: isinstance(x.size(0), int),
+            lambda self, x: isinstance(x.shape[0], int),
+            lambda self, x: isinstance(x.shape, tuple),
+            lambda self, x: isinstance(x.size(), torch.Size),
+            lambda self, x: isinstance(x.shape[1:], tuple),
+            lambda self, x: isinstance(x.ndim, int),
+            lambda self, x: isinstance(x.chunk(2), tuple),
+            lambda self, x: isinstance(x.chunk(2)[0], Tensor),
+            lambda self, x: isinstance(x.max(1), tuple),
+            lambda self, x: isinstance(x.max(), Tensor),
+            lambda self, x: isinstance(x.topk(2).values, Tensor),
+            lambda self, x: isinstance(x.mT, list | Tensor),
+            lambda self, x: isinstance(x.dtype, torch.dtype),
+            lambda self, x: isinstance(self.weight, nn.Parameter),
+            lambda self, x: not isinstance(x, nn.Parameter),
+            lambda self, x: not isinstance(x.add, Tensor),
+        ],
+    )
+    def test_isinstance_answers_as_for_the_value(self, ask: Callable[..., bool]) -> None:
+        model = module(lambda self, x: F.relu(x) if ask(self, x) else x, weight=nn.Parameter(torch.ones(4)))
+        assert ask(model, X)
+        hardened_like(model, X)
+
+    def test_isinstance_of_what_may_be_several_things_is_refused(self) -> None:
+        model = module(lambda self, x: F.relu(x) if isinstance(x.shape[0] / 2, int) else x)
+        assert "forward asks whether a value is a <class 'int'>, which is not known of it" in refusal(model)
+
+    def test_isinstance_is_pythons_own_again_after_tracing(self) -> None:
+        own = builtins.isinstance
+        trace(module(lambda self, x: F.relu(x)))
+        assert builtins.isinstance is own
+        refusal(Leaf())
+        assert builtins.isinstance is own
+
+    def test_a_factory_that_takes_no_stand_ins_says_what_does(self) -> None:
+        message = refusal(module(lambda self, x: F.relu(x) + torch.zeros(x.size(0), 4)))
+        assert message.endswith(
+            "torch.zeros cannot take sizes of tensors one by one;\n"
+            "  give all sizes as one tuple, torch.zeros((x.size(0), ...)), or write x.new_zeros(...)"
+        )
+        hardened_like(module(lambda self, x: F.relu(x) + torch.zeros((x.size(0), 4))), X)
+        hardened_like(module(lambda self, x: F.relu(x) + x.new_zeros(x.size(0), 4)), X)
+
+
+# Each is an expression of x that torch's C code takes apart itself.
+READ_BY_C = """
+torch.where(x > 0, x, 0.)
+torch.where(x > 0, x, -1)
+torch.as_tensor(x)
+torch.asarray(x)
+torch.tensor(x)
+torch.tensor([1., x.mean()])
+torch.full((1,), x.sum())
+torch.isin(x, 0.)
+torch.result_type(x, 1.)
+torch.Tensor(x)
+torch.FloatTensor(x)
+torch.scalar_tensor(x.sum())
+torch.nn.Parameter(x)
+torch.from_numpy(x)
+torch.zeros(2, 4).copy_(x)
+torch.zeros(2, 4).new_tensor(x)
+torch.zeros(2, 4)[x > 0]
+torch.linspace(0, x.sum(), 4)
+torch.clamp(x, min=x.mean())
+torch.ones((x.size(0), 4))
+torch.tensor(x.shape)
+""".strip()
+TRACE_EACH = """
+import sys, torch, fitact_fx.tracing, fitact_fx.errors
+from torch import nn
+torch.set_num_threads(1)
+for line in sys.stdin.read().splitlines():
+    space = {"torch": torch, "nn": nn}
+    exec(f"class M(nn.Module):\\n  def forward(self, x):\\n    return {line}", space)
+    model, x = space["M"](), torch.linspace(-3, 3, 8).reshape(2, 4)
+    try:
+        got, expected = fitact_fx.tracing.trace(model)(x), model(x)
+        same = torch.equal(got, expected) if isinstance(got, torch.Tensor) else got == expected
+        print("same" if same else "other", line, sep=": ", flush=True)
+    except fitact_fx.errors.TracingError:
+        print("refused", line, sep=": ", flush=True)
+"""
+
+
+def test_code_of_torchs_that_is_not_python_never_takes_a_stand_in_for_a_tensor() -> None:
+    """It would read memory that is not there, so this runs in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-c", TRACE_EACH], input=READ_BY_C, capture_output=True, text=True, check=False
+    )
+    done = dict(reversed(line.split(": ", 1)) for line in ran.stdout.splitlines())
+    assert list(done) == READ_BY_C.splitlines(), ran.stderr
+    assert set(done.values()) == {"same", "refused"}
+    assert done["torch.where(x > 0, x, 0.)"] == done["torch.full((1,), x.sum())"] == "same"
+    assert ran.returncode == 0
 
 
 class TestWhatPythonWouldForget:

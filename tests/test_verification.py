@@ -131,3 +131,28 @@ def test_outputs_in_a_structure_are_compared_one_by_one():
 def test_only_a_hardened_model_can_be_verified():
     with pytest.raises(SiteError, match=r"this Net is not a hardened model;\n  pass what fitact_fx\.harden returned"):
         fitact_fx.verify(Net(), Net(), inputs())
+
+
+def test_inputs_by_keyword_are_verified_too():
+    class Named(nn.Module):
+        def forward(self, x, y):
+            return torch.relu(x) - y
+
+    hard = fitact_fx.harden(Named())
+    fitact_fx.set_bounds(hard, {"*": (None, 1.0)})
+    inputs = {"y": torch.zeros(2), "x": torch.tensor([0.5, 3.0])}
+    found = fitact_fx.verify(Named(), hard, inputs)
+    assert not found
+    assert found.changed == {"relu": 1}
+
+
+def test_another_number_of_outputs_is_a_difference():
+    one = nn.Sequential(nn.ReLU())
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return torch.relu(x), x
+
+    hard = fitact_fx.harden(Two())
+    fitact_fx.set_bounds(hard, {"*": (None, torch.inf)})
+    assert fitact_fx.verify(one, hard, torch.ones(2)).largest_difference == torch.inf

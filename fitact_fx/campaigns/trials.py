@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitact_fx.batches import Batch, as_batches, logits_of
+from fitact_fx.batches import IGNORED, Batch, as_batches, class_labels, logits_of
 from fitact_fx.errors import FitactError
 from fitact_fx.faults import BitFlip, Memory
 from fitact_fx.ranges import evaluating
@@ -94,9 +94,13 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     with evaluating(model), torch.inference_mode():
         for batch in batches:
             assert batch.targets is not None
-            score, answer = logits_of(batch.run(model)).max(dim=1)  # NaN, if there is one among the scores
-            right += int(((answer == batch.targets) & score.isfinite()).sum())
-            total += batch.targets.numel()
+            logits = logits_of(batch.run(model))
+            labels = class_labels(batch.targets, logits)
+            score, answer = logits.max(dim=1)  # NaN, if there is one among the scores
+            right += int(((answer == labels) & score.isfinite()).sum())
+            total += int((labels != IGNORED).sum())
+    if total == 0:
+        raise FitactError("no sample has a label that counts, so there is no accuracy to measure")
     return right / total
 
 

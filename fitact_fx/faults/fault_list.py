@@ -6,6 +6,7 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -107,6 +108,8 @@ class FaultList:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FaultList":
         """The list that was saved at `path`. FaultError if the file is cut, edited, or something else."""
+        if not Path(path).is_file():
+            raise FaultError(f"there is no file {path};\n  pass the path that FaultList.save wrote")
         header, elements, bits = storing.read(path)
         try:
             loaded = cls._parse(header, elements, bits)
