@@ -1,6 +1,7 @@
 """What `inspect` finds, against numbers worked out by hand."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -208,3 +209,11 @@ def test_tables_stay_within_the_width_they_are_given() -> None:
         lines = text(inspect(Deep(), (torch.zeros(1, 50, 100),)), "deep", width).splitlines()
         assert max(map(len, lines)) <= width
     assert any(line.startswith("a_rather_long_name.0.1") and line.endswith("…") for line in lines)
+
+
+def test_the_number_of_the_line_is_never_cut_from_a_source() -> None:
+    for width in (100, 110):
+        lines = text(inspect(Deep(), (torch.zeros(1, 50, 100),)), "deep", width).splitlines()
+        rows = [line for line in lines if line.startswith(("relu", "a_rather"))]
+        assert len(rows) == 12
+        assert all(re.search(r"\.py:\d+(: .*)?…?$", row) for row in rows), rows

@@ -13,6 +13,7 @@ from fitact_fx.reports.words import clipped, share, size
 _HEADERS = ["site", "kind", "shape", *NAMES, "bytes", "source"]
 _ALIGN = ("left", "left", "right", *("right" for _ in NAMES), "right", "left")
 _SHORTEST_SOURCE = 16
+_PLACE = re.compile(r"^.+?:\d+(?=: |$)")
 _GAP, _HEADER_PADDING = 2, 2  # tabulate's own
 
 
@@ -48,7 +49,7 @@ def _table(found: Inspection, width: int) -> str:
     cells = [max(len(row[column]) for row in rows) for column in before]
     taken = sum(_GAP + max(cells[column], len(_HEADERS[column]) + _HEADER_PADDING) for column in before)
     for row in rows:
-        row[-1] = clipped(row[-1], max(_SHORTEST_SOURCE, width - taken))
+        row[-1] = _source(row[-1], max(_SHORTEST_SOURCE, width - taken))
     return tabulate(rows, _HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN)
 
 
@@ -57,6 +58,14 @@ def _row(site: InspectedSite) -> list[str]:
     counts = [_number(site.bounds[name]) for name in NAMES]
     line = re.sub(r", in [^:]+: ", ": ", site.source)  # the code says more than the function's name
     return [site.name, site.kind, shape, *counts, _size(site.bytes["neuron"]), line]
+
+
+def _source(line: str, width: int) -> str:
+    """`model.py:41: x = self.relu(x)` in `width` characters; the line's number stays when the rest must go."""
+    place = _PLACE.match(line)
+    if place and len(place[0]) > width:
+        return "…" + place[0][1 - width :]
+    return clipped(line, width) if not place or len(place[0]) < width else place[0]
 
 
 def _notes(found: Inspection, width: int) -> str:
