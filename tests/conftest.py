@@ -1,6 +1,7 @@
 """What several tests need."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import torch
 torch.set_num_threads(1)
 
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="the network is torchvision's")
+
+
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    """For tests that only run networks forwards; one that needs gradients turns them on again."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session")

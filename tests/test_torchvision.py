@@ -36,14 +36,7 @@ def tool():
     del sys.modules[spec.name]
 
 
-@pytest.fixture(autouse=True)
-def _quick():
-    """No gradients, and one thread: on shared cores several threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def vision_transformer():
