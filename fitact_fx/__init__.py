@@ -2,6 +2,7 @@
 
 from fitact_fx.errors import FitactError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
+from fitact_fx.injection import inject
 from fitact_fx.passes.lowering import lower
 from fitact_fx.saving import load, save
 from fitact_fx.sites import Site, find_sites
@@ -20,6 +21,7 @@ __all__ = [
     "calibrate",
     "find_sites",
     "harden",
+    "inject",
     "load",
     "lower",
     "post_train",

@@ -70,3 +70,41 @@ def own_constants(graph_module: GraphModule, made_in_forward: Callable[[str], bo
 
 def _storage(node: Node) -> int:
     return getattr(owning_module(node), str(node.target)).untyped_storage().data_ptr()  # type: ignore[no-any-return]
+
+
+def written_apart(node: Node) -> Node | None:
+    """A later node that overwrites memory which this value shares with an earlier one, and which someone still reads.
+
+    If this node's value became a copy, from then on one side would miss what is written to the other. None
+    if there is no such node.
+    """
+    last = next(reversed(node.graph.nodes))
+    group = sharing_memory(node, last, overwrites_input)
+    behind = _derived(node)
+    apart = group - behind
+    if not apart:
+        return None
+    for side, other in ((apart, behind), (behind, apart)):
+        for writer in sorted({user for member in side for user in member.users if node < user}):
+            if writer in apart | behind and overwrites_input(writer) and _is_read(other, writer):
+                return writer
+    return None
+
+
+def _derived(node: Node) -> set[Node]:
+    """The node and whatever may be a view of it, made from it."""
+    derived, frontier = {node}, [node]
+    while frontier:
+        member = frontier.pop()
+        new = [
+            user for user in member.users if user not in derived and member in aliased_inputs(user, overwrites_input)
+        ]
+        derived.update(new)
+        frontier.extend(new)
+    return derived
+
+
+def _is_read(values: set[Node], writer: Node) -> bool:
+    """Whether someone reads one of these values after `writer` wrote, in the graph or outside of it."""
+    outside = any(value.op == "get_attr" for value in values)
+    return outside or any(writer < user and user not in values for value in values for user in value.users)

@@ -1,6 +1,8 @@
 """Reading one node of a graph: what it calls, and with which arguments."""
 
 import inspect
+import itertools
+from collections.abc import Container
 from types import FunctionType
 
 from torch import nn
@@ -60,3 +62,11 @@ def overwrites_input(node: Node) -> bool:
     if name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
         return True
     return bool(argument(node, inplace_position(node), "inplace")) or node.kwargs.get("out") is not None
+
+
+def free_name(wanted: str, taken: Container[str], reserved: Container[str] = ()) -> str:
+    """`relu`, or if that is taken the first of `relu_1`, `relu_2`, ... that is neither taken nor reserved."""
+    if wanted not in taken:
+        return wanted
+    numbered = (f"{wanted}_{count}" for count in itertools.count(1))
+    return next(name for name in numbered if name not in taken and name not in reserved)

@@ -11,6 +11,7 @@ from fitact_fx import proxies, refusals
 from fitact_fx.ambience import RandomStates, autocast_state
 from fitact_fx.bounded import Bounded
 from fitact_fx.errors import TracingError
+from fitact_fx.injected import Injected
 from fitact_fx.modes import ModeConstant
 from fitact_fx.proxies import KnownTensor, StandIn, taken_for_what_they_stand_for
 from fitact_fx.sites import is_known_activation, module_kind
@@ -72,7 +73,7 @@ class _ModelTracer(Tracer):
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, Bounded | ModeConstant) or is_known_activation(m):
+        if isinstance(m, Bounded | Injected | ModeConstant) or is_known_activation(m):
             return True
         # An activation with a forward of its own may do anything: what it calls is recorded instead.
         return super().is_leaf_module(m, module_qualified_name) and module_kind(m) is None

@@ -4,7 +4,6 @@ A site is one call of an activation in a graph, in any spelling: a module, a fun
 method, in place or not, or a clamp at zero under another name.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,7 +13,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.bounded import Bounded
-from fitact_fx.nodes import argument, called_module, called_name, inplace_position, overwrites_input, owning_module
+from fitact_fx.injected import Injected
+from fitact_fx.nodes import (
+    argument,
+    called_module,
+    called_name,
+    free_name,
+    inplace_position,
+    overwrites_input,
+    owning_module,
+)
 from fitact_fx.source import owner_path, source_line
 
 FREE = -torch.inf
@@ -88,26 +96,26 @@ class Site:
 
 def find_sites(graph_module: GraphModule) -> tuple[Site, ...]:
     """Every activation of the graph that does not feed a bound yet, in call order."""
-    kinds = {node: kind for node in graph_module.graph.nodes if (kind := kind_of(node)) is not None}
-    bases = {node: _base_name(node, kind) for node, kind in kinds.items()}
-    taken: set[str] = set()
     found = []
-    for node, kind in kinds.items():
-        name = _free_name(bases[node], taken, frozenset(bases.values()))
-        taken.add(name)
-        if not feeds_bound(node):
+    for node, name in activation_names(graph_module).items():
+        kind = kind_of(node)
+        if kind is not None and not feeds_bound(node):
             minimum = _minimum(node, kind)
             inplace = overwrites_input(node)
             found.append(Site(name, kind.name, owner_path(node), source_line(node), inplace, minimum, node))
     return tuple(found)
 
 
-def _free_name(base: str, taken: set[str], bases: frozenset[str]) -> str:
-    """`relu`, then `relu_1`, unless that is the name of an activation itself."""
-    if base not in taken:
-        return base
-    numbered = (f"{base}_{count}" for count in itertools.count(1))
-    return next(name for name in numbered if name not in taken and name not in bases)
+def activation_names(graph_module: GraphModule) -> dict[Node, str]:
+    """Every activation of the graph, bounded or not, with its name, in call order."""
+    kinds = {node: kind for node in graph_module.graph.nodes if (kind := kind_of(node)) is not None}
+    bases = {node: _base_name(node, kind) for node, kind in kinds.items()}
+    reserved, taken = frozenset(bases.values()), set[str]()
+    names = {}
+    for node, base in bases.items():
+        names[node] = free_name(base, taken, reserved)
+        taken.add(names[node])
+    return names
 
 
 def kind_of(node: Node) -> Kind | None:
@@ -133,8 +141,12 @@ def is_known_activation(module: nn.Module) -> bool:
 
 
 def feeds_bound(node: Node) -> bool:
-    """Whether a bound already stands behind this node."""
-    return any(user.op == "call_module" and isinstance(called_module(user), Bounded) for user in node.users)
+    """Whether a bound already stands behind this node, an injection node between them or not."""
+    modules = {user: called_module(user) for user in node.users if user.op == "call_module"}
+    return any(
+        isinstance(module, Bounded) or (isinstance(module, Injected) and feeds_bound(user))
+        for user, module in modules.items()
+    )
 
 
 def make_out_of_place(node: Node) -> None:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from fitact_fx.bounded import Bounded, Notice
 from fitact_fx.errors import SiteError, site_message
+from fitact_fx.nodes import free_name
 from fitact_fx.sites import Site, find_sites
 from fitact_fx.spec import Spec
 
@@ -49,7 +50,7 @@ def _refuse_inplace(site: Site) -> None:
 
 
 def _insert(graph_module: GraphModule, site: Site, bounded: Bounded) -> None:
-    target = _free_name(graph_module, f"{site.name}_bound")
+    target = free_name(f"{site.name}_bound", dict(graph_module.named_modules()))
     graph_module.add_submodule(target, bounded.train(graph_module.training))
     with graph_module.graph.inserting_after(site.node):
         bound = graph_module.graph.call_module(target, (site.node,))
@@ -59,13 +60,6 @@ def _insert(graph_module: GraphModule, site: Site, bounded: Bounded) -> None:
 
 def _bounded(site: Site, spec: Spec, like: Tensor, notice: Notice) -> Bounded:
     return Bounded(site.name, site.kind, site.source, spec, site.minimum, like, notice)
-
-
-def _free_name(graph_module: GraphModule, wanted: str) -> str:
-    taken = dict(graph_module.named_modules())
-    return (
-        wanted if wanted not in taken else next(n for i in range(1, len(taken)) if (n := f"{wanted}_{i}") not in taken)
-    )
 
 
 def _like(graph_module: GraphModule) -> Tensor:

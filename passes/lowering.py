@@ -125,7 +125,7 @@ def _is_plain_relu(source: Any, bounded: Bounded) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001  there is no public way to ask
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _replace(node: Node, by: Any) -> None:

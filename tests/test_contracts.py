@@ -12,8 +12,9 @@ from torch import nn
 
 import fitact_fx
 from fitact_fx import passes, schemes
-from fitact_fx.faults.formats import find_format
+from fitact_fx.faults import FaultList, fault_models, find_fault_model, find_format, formats
 from fitact_fx.granularity import Layer
+from fitact_fx.injected import Injected
 from fitact_fx.policies import Zero
 from fitact_fx.spec import Spec
 
@@ -73,15 +74,56 @@ class TestEveryScheme:
             assert hard(x).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["float32", "q15.16", "q7.8", "q3.4"])
-def test_every_format_gives_back_what_it_can_hold(name):
-    format_ = find_format(name)
-    values = torch.tensor([0.0, 1.0, -1.5, 0.25, 3.75])
-    words = format_.encode(values)
-    assert torch.equal(torch.as_tensor(format_.decode(words)), values)
+FORMATS = [format_ for module in of_package(formats) for name in module.NAMES if (format_ := module.parse(name))]
+FORMATS += [find_format("q15.16"), find_format("q7.8"), find_format("q3.4")]
 
 
-OPTIONS = {"Bound": {"specs": {"1": Spec(Layer(), Zero())}}}
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda each: each.name)
+def test_every_format_gives_back_what_it_can_hold_and_names_each_bit_once(format_):
+    values = torch.tensor([0.0, 1.0, -1.5, 0.25, 3.5]) if format_.name[:4] != "int8" else torch.tensor([127.0, -5.0])
+    scale = format_.scale(values)
+    words = format_.encode(values, scale)
+    assert torch.equal(format_.decode(words, scale).to(torch.float32), values)
+    assert sorted(bit for bits in format_.fields.values() for bit in bits) == list(range(format_.bits))
+    assert find_format(format_.name) == format_
+
+
+@pytest.mark.parametrize("name", fault_models.names())
+class TestEveryFaultModel:
+    def made(self, name, **often):
+        return find_fault_model(name)(**often, **({"width": 2} if name == "burst" else {}))
+
+    def test_is_a_frozen_value_that_says_what_it_is(self, name):
+        fault = self.made(name, rate=0.5)
+        assert dataclasses.is_dataclass(fault)
+        assert type(fault).__dataclass_params__.frozen
+        assert fault == self.made(name, rate=0.5)
+        assert fault.describe().startswith(fault.event)
+
+    @pytest.mark.parametrize("format_", FORMATS, ids=lambda each: each.name)
+    def test_hits_its_count_in_every_format_and_nothing_is_left_behind(self, name, format_):
+        model = net()
+        before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
+        faults = self.made(name, count=5).draw(model, format_, seed=1)
+        with faults.applied(model):
+            changed = sum(int((parameter != before[path]).sum()) for path, parameter in model.named_parameters())
+        assert changed <= 5
+        assert faults.applied(model) is not None
+        assert len({(row[0], row[1]) for row in faults.rows}) <= 5 <= len(faults.rows)
+        assert all(torch.equal(parameter, before[path]) for path, parameter in model.named_parameters())
+
+    def test_is_drawn_again_alike_saved_and_loaded(self, name, tmp_path):
+        faults = self.made(name, rate=0.05).draw(net(), seed=3, trial=4)
+        assert faults == self.made(name, rate=0.05).draw(net(), seed=3, trial=4)
+        assert faults != self.made(name, rate=0.05).draw(net(), seed=3, trial=5)
+        faults.save(tmp_path / "faults")
+        assert FaultList.load(tmp_path / "faults") == faults
+
+
+OPTIONS = {
+    "Bound": {"specs": {"1": Spec(Layer(), Zero())}},
+    "Inject": {"at": ("1",), "format": find_format("float32")},
+}
 PASSES = [each for module in of_package(passes) for each in classes(module)]
 
 
@@ -103,11 +145,14 @@ class TestEveryPass:
             fitact_fx.calibrate(graph_module, [x])
         else:
             graph_module = fitact_fx.trace(model)
-            if pass_.__name__ == "Bound":
+            if pass_.__name__ in ("Bound", "Inject"):
                 passes.apply(graph_module, passes.functionalising.Functionalise())
         (touched,) = passes.apply(graph_module, made(pass_))
         assert touched
         assert all(isinstance(name, str) for name in touched)
         graph_module.graph.lint()
+        for node in graph_module.modules():
+            if isinstance(node, Injected):
+                node.prepare((8, 4, 2, 2), 1, torch.device("cpu"))
         with pytest.warns() if pass_.__name__ == "Bound" else torch.no_grad():
             assert torch.equal(graph_module(x.clone()), model(x.clone()))

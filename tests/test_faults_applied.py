@@ -1,8 +1,10 @@
 """Faults in a model's memory: exactly the drawn ones inside the block, exactly none behind it."""
 
+import dataclasses
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 from fitact_fx.bounded import Bounded
 from fitact_fx.errors import FaultError
 from fitact_fx.faults import BitFlip, FaultList, Memory, TensorFaults, find_format
-from fitact_fx.faults.formats.float32 import Float32
+from fitact_fx.faults.formats.floating import Floating
 
 SHARED = "draw the list on this model, or keep what both have with faults.restricted_to(model)"
 
@@ -35,7 +37,8 @@ def hardened(model, bound=6.0):
 
 def snapshot(model):
     """The raw bits of every parameter and bound."""
-    return {name: tensor.detach().clone().view(torch.int32) for name, tensor in Memory.of(model).tensors.items()}
+    cells = (cell for cell in Memory.of(model).cells if cell.kind != "buffers")
+    return {cell.name: cell.tensor.detach().clone().view(torch.int32) for cell in cells}
 
 
 def assert_unchanged(model, before):
@@ -102,22 +105,22 @@ def test_everything_is_put_back_when_the_block_is_left_by_an_exception(error):
 
 
 @dataclass(frozen=True)
-class Failing(Float32):
+class Failing(Floating):
     """Interrupts at the third tensor."""
 
-    calls: list
+    calls: ClassVar[list] = []
 
-    def decode(self, words):
+    def decode(self, words, scale=None):
         self.calls.append(1)
         if len(self.calls) == 3:
             raise KeyboardInterrupt
-        return super().decode(words)
+        return super().decode(words, scale)
 
 
 def test_everything_is_put_back_when_applying_itself_is_interrupted_halfway():
     model = network()
     before = snapshot(model)
-    faults = BitFlip(rate=0.2).draw(model, format=Failing([]))
+    faults = BitFlip(rate=0.2).draw(model, format=Failing(**dataclasses.asdict(find_format("float32"))))
     with pytest.raises(KeyboardInterrupt), faults.applied(model):
         pytest.fail("the block must not run")
     assert_unchanged(model, before)

@@ -129,7 +129,7 @@ def test_a_tensor_gets_the_same_faults_whatever_else_the_model_holds():
     drawn = {one.name: one for one in BitFlip(rate=0.01).draw(large, seed=3, trial=5).tensors}
     for one in BitFlip(rate=0.01).draw(small, seed=3, trial=5).tensors:
         assert one.elements.tolist() == drawn[one.name].elements.tolist()
-        assert one.bits.tolist() == drawn[one.name].bits.tolist()
+        assert one.values.tolist() == drawn[one.name].values.tolist()
 
 
 @pytest.mark.parametrize("rate", [-1e-9, 1.0001, float("nan"), float("inf")])

@@ -42,7 +42,9 @@ def test_rows_show_every_fault_in_order():
 
 
 def test_a_list_says_in_one_line_what_it_is():
-    expected = f"<FaultList: {len(drawn())} faults in 4 tensors, q15.16, rate 0.01, seed 1, trial 0>"
+    how = "a bit flips, at each place with probability 0.01, independently"
+    how = "a bit flips, at each place with probability 0.01, independently"
+    expected = f"<FaultList: {len(drawn())} faults in 4 tensors, q15.16, {how}, seed 1, trial 0>"
     assert repr(drawn()) == expected
 
 
@@ -76,8 +78,8 @@ def test_making_a_list_leaves_the_arrays_given_to_it_alone():
         ([-1], [0], "tensor 'a' has 4 elements; a fault lies outside them"),
         ([1, 1], [3, 3], "tensor 'a': faults must ascend by element, then bit, each only once"),
         ([2, 1], [3, 3], "tensor 'a': faults must ascend by element, then bit, each only once"),
-        ([1, 2], [3], "tensor 'a': needs as many bits as elements, one after the other"),
-        ([1], [256], "tensor 'a': bits do not fit in uint8"),
+        ([1, 2], [3], "tensor 'a': needs as many bits or words as elements, one after the other"),
+        ([1], [2**32], "tensor 'a': values do not fit in uint32"),
     ],
 )
 def test_faults_that_no_tensor_can_have_are_refused(elements, bits, message):
@@ -102,17 +104,17 @@ def test_a_saved_list_comes_back_equal(tmp_path, rate):
     loaded = FaultList.load(tmp_path / "trial.faults")
     assert loaded == drawn(rate)
     assert list(loaded.rows) == list(drawn(rate).rows)
-    assert (loaded.format, loaded.rate, loaded.seed, loaded.trial) == (find_format("q15.16"), rate, 1, 0)
+    assert (loaded.format, loaded.fault, loaded.seed, loaded.trial) == (find_format("q15.16"), drawn(rate).fault, 1, 0)
 
 
 def test_any_safetensors_reader_opens_the_file_as_documented(tmp_path):
     drawn().save(tmp_path / "trial.faults")
     with safe_open(tmp_path / "trial.faults", framework="numpy") as file:
         header = json.loads(file.metadata()["fitact_fx.fault_list"])
-        elements, bits = file.get_tensor("elements"), file.get_tensor("bits")
+        elements, values = file.get_tensor("elements"), file.get_tensor("values")
     names = [entry["name"] for entry in header["tensors"] for _ in range(entry["faults"])]
-    assert list(zip(names, elements.tolist(), bits.tolist(), strict=True)) == list(drawn().rows)
-    assert (header["version"], header["format"], header["rate"]) == (1, "q15.16", 0.01)
+    assert list(zip(names, elements.tolist(), values.tolist(), strict=True)) == list(drawn().rows)
+    assert (header["version"], header["format"], header["effect"]) == (2, "q15.16", "flip")
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path):
@@ -129,7 +131,7 @@ def test_a_file_with_any_byte_of_its_faults_edited_is_refused(tmp_path):
     path = tmp_path / "trial.faults"
     drawn().save(path)
     whole = path.read_bytes()
-    for position in range(len(whole) - 9 * len(drawn()), len(whole), 7):
+    for position in range(len(whole) - 12 * len(drawn()), len(whole), 7):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(FaultError, match=r"was changed after|is not a whole fault list"):
             FaultList.load(path)
@@ -161,9 +163,9 @@ def test_other_files_are_refused(tmp_path):
 
 def test_a_file_of_a_later_version_is_refused(tmp_path):
     path = tmp_path / "trial.faults"
-    arrays = {"elements": np.zeros(0, np.int64), "bits": np.zeros(0, np.uint8)}
-    save_file(arrays, path, {"fitact_fx.fault_list": '{"version": 2}'})
-    with pytest.raises(FaultError, match=r"was saved by another version; this one reads version 1$"):
+    arrays = {"elements": np.zeros(0, np.int64), "values": np.zeros(0, np.uint32)}
+    save_file(arrays, path, {"fitact_fx.fault_list": '{"version": 3}'})
+    with pytest.raises(FaultError, match=r"was saved by another version; this one reads version 2$"):
         FaultList.load(path)
 
 

@@ -21,15 +21,16 @@ ORDER = """
 errors nodes source
 granularity policies batches statistics dimensions
 spec holdout
-bounded
+bounded injected
 sites
 layout refusals
 aliasing
 ambience modes ownership hidden proxies
 recording
 tracing faults ranges
+points
 passes learning
-schemes
+schemes injection
 recipe
 hardening
 saving verification inspection

@@ -47,6 +47,19 @@ def draw_positions(words: np.random.Philox, total: int, rate: float) -> Position
     return positions[: np.searchsorted(positions, total)]
 
 
+def draw_count(words: np.random.Philox, total: int, count: int) -> Positions:
+    """`count` different ones of `total` positions, every such set equally likely; ascending."""
+    if 2 * count > total:  # few are left out: draw those
+        return np.setdiff1d(np.arange(total), draw_count(words, total, total - count), assume_unique=True)
+    unused = np.uint64(64 - max(1, (total - 1).bit_length()))
+    found = np.empty(0, np.int64)
+    # What falls outside or came before is drawn anew, and only that: every set of positions stays equally likely.
+    while missing := count - len(found):
+        fresh = (words.random_raw(missing) >> unused).astype(np.int64)
+        found = np.unique(np.concatenate([found, fresh[fresh < total]]))
+    return found
+
+
 def _each_on_its_own(words: np.random.Philox, total: int, rate: float) -> Positions:
     """One raw word per bit: dear, but in a dense draw hardly any position would be distinct at once."""
     flipped, whole = rate.as_integer_ratio()

@@ -1,84 +1,166 @@
-"""What faults can hit in a model: its parameters and its bounds, by name."""
+"""What faults can hit in a model, by name: parameters, buffers, bounds, and the activations at injection nodes."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fitact_fx.bounded import SIDES, Bounded
 from fitact_fx.errors import FaultError
+from fitact_fx.faults.activation_cell import ActivationCell
 from fitact_fx.faults.formats import Format
+from fitact_fx.faults.targets import Target
+from fitact_fx.faults.tensor_cell import TensorCell
+from fitact_fx.faults.tensor_faults import TensorFaults
+from fitact_fx.injected import Injected
+
+Cell = TensorCell | ActivationCell
+Shapes = Mapping[str, tuple[int, ...]]
 
 _SHARED = "draw the list on this model, or keep what both have with faults.restricted_to(model)"
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """The targeted tensors of one model, the very objects: parameters and the bounds that are set.
+    """All that can be hit in one model: the very tensors, and the injection nodes.
 
     Made once, it can stand for the model in many trials; make it anew after moving the model, casting
-    it or setting its bounds.
+    it, setting its bounds or replacing one of its parts.
 
-    `tensors` holds each tensor once, in the model's order, a tied one under the first of its names in
-    alphabetical order: the order of registration differs between a model and its hardened variant.
-    `names` holds every name.
+    `cells` holds everything once, in the model's order; `names` leads to it from every name it has.
     """
 
-    tensors: Mapping[str, Tensor]
-    names: Mapping[str, Tensor]
+    cells: tuple[Cell, ...]
+    names: Mapping[str, Cell]
+    shapes: Shapes
+    identities: frozenset[int]
+    _fitted: dict[Format, Shapes] = field(default_factory=dict)  # by identity, the last that was found to fit
 
     @classmethod
     def of(cls, target: "nn.Module | Memory") -> "Memory":
         """The memory of a model. FaultError if it holds nothing, or a lazy parameter without a shape."""
         if isinstance(target, Memory):
             return target
-        names = dict(_named_targets(target))
-        if not names:
-            raise FaultError(f"{type(target).__name__} has no parameters and no bounds: nothing for a fault to hit")
-        for name, tensor in names.items():
-            if is_lazy(tensor):
-                raise FaultError(f"tensor {name!r} has no shape yet; run the model once before drawing faults")
-        first: dict[int, str] = {}
-        for name, tensor in names.items():
-            first[id(tensor)] = min(name, first.get(id(tensor), name))
-        tensors = {name: names[name] for name in first.values()}
-        return cls(MappingProxyType(tensors), MappingProxyType(names))
+        model = _uncompiled(target)
+        cells: tuple[Cell, ...] = (*_tensor_cells(model), *_activation_cells(model))
+        if not cells:
+            raise FaultError(f"{type(model).__name__} has no parameters and no bounds: nothing for a fault to hit")
+        names = {name: cell for cell in cells for name in cell.names}
+        shapes = MappingProxyType({name: cell.shape for name, cell in names.items()})
+        made = cls(cells, MappingProxyType(names), shapes, frozenset(cell.identity for cell in cells))
+        _KNOWN[model] = made
+        return made
 
-    def find(self, name: str, shape: tuple[int, ...], stored: Format) -> Tensor:
-        """The tensor called `name`. FaultError if missing, of another shape, or unable to hold `stored`."""
-        tensor = self.names.get(name)
-        if tensor is None:
-            raise FaultError(f"the model has no tensor {name!r}{self._close_to(name)}; {_SHARED}")
-        if tuple(tensor.shape) != shape:
-            raise FaultError(f"tensor {name!r} has shape {tuple(tensor.shape)}; the fault list is for {shape}")
-        check_holds(name, tensor, stored)
-        return tensor
+    @classmethod
+    def known(cls, target: "nn.Module | Memory", hits: Sequence[TensorFaults]) -> "Memory":
+        """The same, remembered from last time if what is hit is still in its place."""
+        if isinstance(target, Memory):
+            return target
+        model = _uncompiled(target)
+        known = _KNOWN.get(model)
+        if known is None:
+            return cls.of(model)
+        cells = [known.names.get(one.name) for one in hits]
+        return known if all(cell is not None and cell.is_current(model) for cell in cells) else cls.of(model)
 
-    def _close_to(self, name: str) -> str:
-        close = get_close_matches(name, self.names)
-        return f" (close: {', '.join(close)})" if close else ""
+    def chosen(self, targets: Sequence[str | Target]) -> tuple[Cell, ...]:
+        """The cells that these targets mean, in the model's order. FaultError for one that means none."""
+        parsed = [Target.parse(each) for each in targets]
+        for target in parsed:
+            if not any(target.matches(cell.kind, cell.names) for cell in self.cells):
+                raise FaultError(self._nothing(target))
+        return tuple(cell for cell in self.cells if any(each.matches(cell.kind, cell.names) for each in parsed))
+
+    def require(self, shapes: Shapes, stored: Format) -> None:
+        """FaultError unless each name is there, of that shape, and able to hold numbers of that format."""
+        if self._fitted.get(stored) is shapes:
+            return
+        for name, shape in shapes.items():
+            cell = self.find(name)
+            if not _fits(cell, shape):
+                raise FaultError(f"tensor {name!r} has shape {cell.shape}; the fault list is for {shape}")
+            misfit = cell.misfit(stored)
+            if misfit is not None:
+                raise FaultError(f"tensor {name!r} {misfit}")
+        self._fitted[stored] = shapes
+
+    def find(self, name: str) -> Cell:
+        """The cell of that name; FaultError with close names if there is none."""
+        if name not in self.names:
+            raise FaultError(f"the model has no tensor {name!r}{_close(name, self.names)}; {_SHARED}")
+        return self.names[name]
+
+    def _nothing(self, target: Target) -> str:
+        there = [name for cell in self.cells if cell.kind == target.kind for name in cell.names]
+        if there:
+            close = _close(target.glob, there) or f"; they are {', '.join(there[:5])}{', ...' * (len(there) > 5)}"
+            return f"the pattern {target.glob!r} matches none of the {target.kind}{close}"
+        remedies = {
+            "bounds": "calibrate the hardened model, or set its bounds, before drawing faults for them",
+            "activations": "give fitact_fx.inject example_inputs, or run what it returned once",
+        }
+        return f"the model has no {target.kind};\n  {remedies.get(target.kind, 'choose other targets')}"
 
 
-def check_holds(name: str, tensor: Tensor, stored: Format) -> None:
-    """FaultError if the tensor called `name` is of a type that cannot hold numbers of the format `stored`."""
-    if tensor.dtype in stored.dtypes:
-        return
-    found, *fitting = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *stored.dtypes))
-    raise FaultError(
-        f"tensor {name!r} is {found}, which cannot hold {stored.name} numbers; "
-        f"choose another format, or convert the model to {' or '.join(fitting)}"
-    )
+_KNOWN: WeakKeyDictionary[nn.Module, Memory] = WeakKeyDictionary()
 
 
-def _named_targets(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
+def _close(name: str, names: Sequence[str] | Mapping[str, Cell]) -> str:
+    close = get_close_matches(name, names)
+    return f" (close: {', '.join(close)})" if close else ""
+
+
+def _fits(cell: Cell, shape: tuple[int, ...]) -> bool:
+    """A list for fewer inferences than a node expects fits: the others stay clean."""
+    if isinstance(cell, ActivationCell) and shape and cell.shape:
+        return shape[1:] == cell.shape[1:] and shape[0] <= cell.shape[0]
+    return shape == cell.shape
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile wraps, under whose own names everything is."""
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner
+
+
+def _tensor_cells(model: nn.Module) -> Iterator[TensorCell]:
+    kinds: dict[int, str] = {}
+    tensors: dict[int, Tensor] = {}
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    for kind, name, tensor in _named_tensors(model):
+        if is_lazy(tensor):
+            raise FaultError(f"tensor {name!r} has no shape yet; run the model once before drawing faults")
+        kinds.setdefault(id(tensor), kind)
+        tensors[id(tensor)] = tensor
+        names[id(tensor)].append(name)
+    for key, tensor in tensors.items():
+        yield TensorCell(min(names[key]), kinds[key], tuple(names[key]), tensor, tuple(tensor.shape), tensor.dtype)
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        yield "parameters", name, parameter
     for path, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, Bounded):
+        if isinstance(module, Injected):
             continue
-        for side in SIDES:
-            bound = getattr(module, side)
-            if bound is not None:
-                yield f"{path}.{side}" if path else side, bound
+        for name, buffer in module._buffers.items():
+            kind = "bounds" if isinstance(module, Bounded) and name in SIDES else "buffers"
+            if buffer is not None and _holds_numbers(buffer):
+                yield kind, f"{path}.{name}" if path else name, buffer
+
+
+def _holds_numbers(buffer: Tensor) -> bool:
+    """Whether a network computes with it: counters, indices and masks are kept in other types."""
+    return buffer.numel() > 0 and (buffer.is_floating_point() or buffer.dtype == torch.int8)
+
+
+def _activation_cells(model: nn.Module) -> Iterator[ActivationCell]:
+    for module in model.modules():
+        if isinstance(module, Injected) and module.shape is not None:
+            yield ActivationCell(module, module.shape)

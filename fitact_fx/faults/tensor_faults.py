@@ -2,16 +2,21 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
 from typing import NamedTuple, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fitact_fx.errors import FaultError
+from fitact_fx.faults.effects import Effect
+
+Elements = NDArray[np.int64]
+Values = NDArray[np.uint32]
 
 
 class Fault(NamedTuple):
@@ -22,79 +27,123 @@ class Fault(NamedTuple):
     bit: int
 
 
+class WordFault(NamedTuple):
+    """One element, counted row by row, and the word that takes the place of its own."""
+
+    tensor: str
+    element: int
+    word: int
+
+
+Row = Fault | WordFault
+
+_WORDS = {8: np.int8, 16: np.int16, 32: np.int32}  # bits -> what words of so many bits, or less, are encoded as
+
+
+class Masks(NamedTuple):
+    """Each hit element once, (m,) int64, and what is cleared and flipped in its word, (m,) in the words' own type.
+
+    `clear` is None where nothing is cleared.
+    """
+
+    elements: Tensor
+    clear: Tensor | None
+    flip: Tensor
+
+    @classmethod
+    def of(cls, elements: Elements, clear: Elements, flip: Elements, bits: int) -> "Masks":
+        """From int64 arrays, which may be read-only; for words of so many bits."""
+        dtype = next(dtype for width, dtype in _WORDS.items() if bits <= width)
+        kept = torch.from_numpy(clear.astype(dtype)) if clear.any() else None
+        return cls(torch.from_numpy(elements.copy()), kept, torch.from_numpy(flip.astype(dtype)))
+
+    def applied(self, words: Tensor) -> Tensor:
+        """What becomes of these words, in the order of `elements`."""
+        return words ^ self.flip if self.clear is None else (words & ~self.clear) ^ self.flip
+
+
 @dataclass(frozen=True, eq=False)
 class TensorFaults:
-    """Which bits of which elements of one tensor are hit; possibly none.
+    """Which elements of one tensor are hit, and how; possibly none.
 
-    `elements` (n,) int64 are indices into the tensor read row by row, whatever its memory layout, `bits`
-    (n,) uint8. Each pair stands once, in ascending order. FaultError otherwise.
+    `elements` (n,) int64 are indices into the tensor read row by row, whatever its memory layout; `values`
+    (n,) uint32 name the bit that is hit or the word that is put there, as the list's effect says. Each
+    pair stands once, in ascending order. FaultError otherwise.
     """
 
     name: str
     shape: tuple[int, ...]
-    elements: NDArray[np.int64]
-    bits: NDArray[np.uint8]
+    elements: Elements
+    values: Values
+    _masks: dict[tuple[Effect, int], Masks] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        for field, dtype in (("elements", np.int64), ("bits", np.uint8)):
-            given = np.asarray(getattr(self, field))
+        for name, dtype in (("elements", np.int64), ("values", np.uint32)):
+            given = np.asarray(getattr(self, name))
             own = given.astype(dtype)  # a copy, that nobody can write to
             own.setflags(write=False)
             if given.dtype != dtype and (own != given).any():
-                raise FaultError(f"tensor {self.name!r}: {field} do not fit in {own.dtype}")
-            object.__setattr__(self, field, own)
-        if self.elements.shape != self.bits.shape or self.elements.ndim != 1:
-            raise FaultError(f"tensor {self.name!r}: needs as many bits as elements, one after the other")
-        if not len(self):
-            return
+                raise FaultError(f"tensor {self.name!r}: {name} do not fit in {own.dtype}")
+            object.__setattr__(self, name, own)
+        if self.elements.shape != self.values.shape or self.elements.ndim != 1:
+            raise FaultError(f"tensor {self.name!r}: needs as many bits or words as elements, one after the other")
+        if len(self):
+            self._check_rows()
+
+    def _check_rows(self) -> None:
         if self.elements.min() < 0 or self.elements.max() >= prod(self.shape):
             raise FaultError(f"tensor {self.name!r} has {prod(self.shape)} elements; a fault lies outside them")
-        step, same = np.diff(self.elements), np.diff(self.bits.astype(np.int16)) <= 0
+        step, same = np.diff(self.elements), np.diff(self.values.astype(np.int64)) <= 0
         if (step < 0).any() or (same & (step == 0)).any():
             raise FaultError(f"tensor {self.name!r}: faults must ascend by element, then bit, each only once")
 
     def __len__(self) -> int:
         return len(self.elements)
 
-    @cached_property
-    def masks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Each hit element once, and the word whose set bits are the hit ones; two (m,) int64."""
-        starts = np.flatnonzero(np.diff(self.elements, prepend=-1))
-        single = np.left_shift(np.int64(1), self.bits.astype(np.int64))
-        return self.elements[starts], np.bitwise_xor.reduceat(single, starts) if len(self) else single
+    def masks(self, effect: Effect, bits: int) -> Masks:
+        """The same for words of so many bits, as tensors; made once."""
+        key = (effect, bits)
+        if key not in self._masks:
+            elements, hit = self.elements, self.values.astype(np.int64)
+            if not effect.of_word:
+                # One word may have several bits that are hit.
+                starts = np.flatnonzero(np.diff(elements, prepend=-1))
+                single = np.left_shift(np.int64(1), hit)
+                elements, hit = elements[starts], np.bitwise_or.reduceat(single, starts) if len(self) else single
+            self._masks[key] = Masks.of(elements, *effect.masks(hit), bits)
+        return self._masks[key]
 
 
-class Rows(Sequence[Fault]):
+class Rows(Sequence[Row]):
     """Every fault of a list, tensor by tensor; made when looked at."""
 
-    def __init__(self, tensors: Sequence[TensorFaults]) -> None:
+    def __init__(self, tensors: Sequence[TensorFaults], effect: Effect) -> None:
         self._tensors = tensors
+        self._row = WordFault if effect.of_word else Fault
         self._ends = list(accumulate(map(len, tensors)))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     @overload
-    def __getitem__(self, index: int) -> Fault: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Fault]: ...
-    def __getitem__(self, index: int | slice) -> Fault | list[Fault]:
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         chosen = range(len(self))[index]
-        if isinstance(chosen, range):
-            return [self._row(each) for each in chosen]
-        return self._row(chosen)
+        return [self._at(each) for each in chosen] if isinstance(chosen, range) else self._at(chosen)
 
-    def __iter__(self) -> Iterator[Fault]:
+    def __iter__(self) -> Iterator[Row]:
         for one in self._tensors:
-            for element, bit in zip(one.elements.tolist(), one.bits.tolist(), strict=True):
-                yield Fault(one.name, element, bit)
+            for element, value in zip(one.elements.tolist(), one.values.tolist(), strict=True):
+                yield self._row(one.name, element, value)
 
     def __repr__(self) -> str:
         more = f", ... {len(self)} in all" if len(self) > 3 else ""
         return f"[{', '.join(map(repr, self[:3]))}{more}]"
 
-    def _row(self, index: int) -> Fault:
+    def _at(self, index: int) -> Row:
         which = bisect_right(self._ends, index)
         one = self._tensors[which]
         within = index - self._ends[which]  # counted from the tensor's end
-        return Fault(one.name, int(one.elements[within]), int(one.bits[within]))
+        return self._row(one.name, int(one.elements[within]), int(one.values[within]))

@@ -7,6 +7,7 @@ looked up in the modules of this package.
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol
 
@@ -19,7 +20,10 @@ __all__ = ["Format", "find_format"]
 
 
 class Format(Protocol):
-    """How a number is stored. Values and words have the same shape, element by element."""
+    """How a number is stored. Values and words have the same shape, element by element.
+
+    All methods are plain tensor operations: they give the same bits eagerly and inside a compiled graph.
+    """
 
     @property
     def name(self) -> str:
@@ -30,14 +34,27 @@ class Format(Protocol):
         """Bits in one word, numbered from 0, the least significant; the last one is the sign."""
 
     @property
+    def fields(self) -> Mapping[str, range]:
+        """The bit numbers of each part of a word, such as "mantissa"; each bit is in one part, no part is empty."""
+
+    @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        """The tensor types whose values can be thought of as stored in this format."""
+        """The tensor types whose values can be thought of as stored in this format.
 
-    def encode(self, values: Tensor) -> Tensor:
-        """Values to integer words; what a word cannot represent becomes the nearest that it can."""
+        Each also holds the value of every word written back to it, at most rounded to its own precision.
+        """
 
-    def decode(self, words: Tensor) -> Tensor:
-        """Words to values, each exactly the number that its word stands for."""
+    def scale(self, values: Tensor) -> Tensor | None:
+        """What the words of a whole tensor are multiples of: float64, broadcastable to its shape; None if nothing."""
+
+    def encode(self, values: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Values to int8, int16 or int32 words; what a word cannot represent becomes the nearest that it can.
+
+        `values` may be a part of the tensor that `scale` was made from, if `scale` broadcasts to its shape.
+        """
+
+    def decode(self, words: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Words, in the type that `encode` gives, to the numbers they stand for; cast them to the tensor's type."""
 
 
 @lru_cache(maxsize=64)

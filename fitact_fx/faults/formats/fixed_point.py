@@ -4,6 +4,7 @@ Q15.16 is the format of FitAct's fault model (1-15-16, after the public re-imple
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,14 +44,24 @@ class FixedPoint:
         """Bits in one word, the sign included."""
         return 1 + self.integer + self.fraction
 
-    def encode(self, values: Tensor) -> Tensor:
+    @property
+    def fields(self) -> Mapping[str, range]:
+        """The bits of "fraction", "integer" and "sign"; q0.7 has no integer part, q31.0 no fraction."""
+        point, sign = self.fraction, self.bits - 1
+        parts = {"fraction": range(point), "integer": range(point, sign), "sign": range(sign, self.bits)}
+        return {name: part for name, part in parts.items() if part}
+
+    def scale(self, values: Tensor) -> None:
+        """None: the unit is fixed."""
+
+    def encode(self, values: Tensor, scale: Tensor | None = None) -> Tensor:
         """float32 or float64 values to int32 words in two's complement, any shape."""
         limit = 2 ** (self.bits - 1)
         # Exact: float64 has room for every scaled float32 and for every word.
         scaled = values.double() * 2.0**self.fraction
         return scaled.round().nan_to_num(nan=0.0).clamp(-limit, limit - 1).to(torch.int32)
 
-    def decode(self, words: Tensor) -> Tensor:
+    def decode(self, words: Tensor, scale: Tensor | None = None) -> Tensor:
         """int32 words to float64 values, any shape; bits above the word's own are ignored."""
         sign = 2 ** (self.bits - 1)
         unsigned = words.long() & (2 * sign - 1)

@@ -1,0 +1,58 @@
+"""Faults into the activation at an injection node: they are loaded into the node and hit when the model runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from fitact_fx.faults.effects import Effect
+from fitact_fx.faults.formats import Format
+from fitact_fx.faults.tensor_faults import TensorFaults
+from fitact_fx.injected import Injected
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationCell:
+    """One injection node, which knows the shape of the activations that come by."""
+
+    node: Injected
+    shape: tuple[int, ...]
+
+    kind = "activations"
+
+    @property
+    def name(self) -> str:
+        """`layer1.0.relu@after`: the place in the model, and on which side of its bound."""
+        return self.node.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """It has one name only."""
+        return (self.name,)
+
+    @property
+    def identity(self) -> int:
+        """Equal for cells over the same node."""
+        return id(self.node)
+
+    def misfit(self, stored: Format) -> str | None:
+        """Why faults in that format cannot be injected here; None if they can."""
+        own = self.node.format
+        if own == stored:
+            return None
+        return (
+            f"gets faults in {own.name} and not in {stored.name}; "
+            f"draw with format={own.name!r}, or inject with format={stored.name!r}"
+        )
+
+    def is_current(self, model: nn.Module) -> bool:
+        """Whether the node still expects activations of this shape."""
+        return self.node.shape == self.shape
+
+    def hit(self, stored: Format, effect: Effect, faults: TensorFaults, undo: list[Callable[[], None]]) -> None:
+        """Load the faults in the place of those that are there; what is added to `undo` loads those again."""
+        masks = faults.masks(effect, stored.bits)
+        undo.append(partial(self.node.restore, self.node.loaded()))
+        self.node.load(torch.stack(torch.unravel_index(masks.elements, faults.shape)), masks.clear, masks.flip)

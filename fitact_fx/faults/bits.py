@@ -1,0 +1,37 @@
+"""Which bits of a word a fault may hit, in the words of a user."""
+
+from collections.abc import Sequence
+from operator import index
+
+from fitact_fx.errors import FaultError, known
+from fitact_fx.faults.formats import Format
+
+# A field of the format, a bit number, or several of either; None for all.
+Bits = str | int | Sequence[str | int] | None
+
+
+def chosen_bits(bits: Bits, stored: Format) -> tuple[int, ...]:
+    """The bit numbers, ascending. FaultError for a field that the format has not, and a bit outside its word."""
+    if bits is None:
+        return tuple(range(stored.bits))
+    chosen: set[int] = set()
+    for each in [bits] if isinstance(bits, str | int) else bits:
+        if isinstance(each, str):
+            if each not in stored.fields:
+                raise FaultError(known(f"field of {stored.name}", each, stored.fields))
+            chosen.update(stored.fields[each])
+        elif 0 <= index(each) < stored.bits:
+            chosen.add(index(each))
+        else:
+            raise FaultError(f"bit {each} lies outside {stored.name}, whose bits are 0 to {stored.bits - 1}")
+    if not chosen:
+        raise FaultError("no bits are left to hit;\n  leave `bits` out for all of them")
+    return tuple(sorted(chosen))
+
+
+def among(bits: Bits) -> str:
+    """` among the exponent bits`, or nothing for all bits."""
+    if bits is None:
+        return ""
+    given = [bits] if isinstance(bits, str | int) else list(bits)
+    return f" among {', '.join(f'bit {each}' if isinstance(each, int) else f'the {each} bits' for each in given)}"

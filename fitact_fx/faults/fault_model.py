@@ -1,0 +1,176 @@
+"""What every fault model shares: how often it strikes, where, and how one trial of it is drawn.
+
+A fault model says in how many ways one word can go wrong (`ways`): one per bit for a bit flip, one in all for
+a word that becomes zero. A rate is the probability of each of these places, independently; a count draws
+that many of them, none twice; `places` names them. Chance is only drawn here and in `rows`, from streams
+keyed by (seed, trial, tensor name).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import ceil, prod, sqrt
+from operator import index
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from fitact_fx.errors import FaultError
+from fitact_fx.faults.drawing import draw_count, draw_positions, stream
+from fitact_fx.faults.effects import Effect
+from fitact_fx.faults.fault_list import FaultList
+from fitact_fx.faults.formats import Format, find_format
+from fitact_fx.faults.memory import Cell, Memory
+from fitact_fx.faults.places import Place, positions_of
+from fitact_fx.faults.targets import Target
+from fitact_fx.faults.tensor_faults import TensorFaults
+
+Integers = NDArray[np.int64]
+
+# A rate is drawn per tensor, so that a variant's own tensors (its bounds) are hit as well; a count is drawn over
+# what all variants have.
+_BY_RATE, _BY_COUNT = ("parameters", "bounds"), ("parameters",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultModel(ABC):
+    """How a stored word goes wrong: exactly one of `rate`, `count` and `places`.
+
+    `rate`: the probability of each place; `count`: how many places in all; `places`: which, as (tensor name,
+    element, bit), or (tensor name, element) where whole words are hit. An element is a number, counted row by
+    row, or a tuple of one index per dimension. FaultError for a rate outside [0, 1] or a negative count.
+    """
+
+    rate: float | None = None
+    count: int | None = None
+    places: Sequence[Place] | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), list):  # a frozen value holds nothing that can be changed
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        given = [name for name in ("rate", "count", "places") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            raise FaultError(f"{type(self).__name__} takes one of rate, count and places; got {got}")
+        if self.rate is not None and not 0 <= self.rate <= 1:  # false for NaN too
+            raise FaultError(f"a bit error rate lies between 0 and 1; got {self.rate}")
+        if self.count is not None and index(self.count) < 0:
+            raise FaultError(f"a count of faults is not negative; got {self.count}")
+
+    @property
+    @abstractmethod
+    def effect(self) -> Effect:
+        """What happens to a word that is hit."""
+
+    @property
+    @abstractmethod
+    def event(self) -> str:
+        """In words: "a bit flips"."""
+
+    @abstractmethod
+    def ways(self, stored: Format) -> tuple[int, ...]:
+        """In which ways one word can go wrong, ascending numbers: for single bits, the bits. FaultError if none."""
+
+    @abstractmethod
+    def rows(
+        self, elements: Integers, ways: Integers, words: np.random.Philox, stored: Format
+    ) -> tuple[Integers, Integers]:
+        """What is hit when `elements` (ascending) go wrong in these `ways`: (elements, bits or words), ascending."""
+
+    def describe(self) -> str:
+        """The fault model in words."""
+        if self.rate is not None:
+            return f"{self.event}, at each place with probability {self.rate:g}, independently"
+        if self.count is not None:
+            return f"{self.event}, at exactly {self.count} of all places"
+        return f"{self.event}, at {len(self.places or ())} given places"
+
+    def draw(
+        self,
+        model: nn.Module | Memory,
+        format: str | Format = "q15.16",  # noqa: A002 - the word of the field, and of the public API
+        seed: int = 0,
+        trial: int = 0,
+        targets: Sequence[str | Target] | None = None,
+        inferences: int | None = None,
+    ) -> FaultList:
+        """The faults of one trial; the model is only looked at.
+
+        `targets`: "parameters", "buffers", "bounds", "activations", each for all of them or with a glob over
+        names, such as "parameters:layer1.*". By default, parameters and bounds for a rate, parameters for a
+        count, and what is named for `places`. `inferences`: that many samples of each activation, in the place
+        of the batch that the injection node was prepared for (see `FaultList.inferences`).
+
+        At a rate a tensor's faults depend on the seed, the trial, its name and its size, and a count's on the names
+        and sizes of all targets: in every variant of a model, on every machine, they are the same. FaultError
+        for an unknown format or target, a tensor that cannot hold the format, a count beyond the number of places.
+        """
+        seed, trial = index(seed), index(trial)
+        stored = find_format(format) if isinstance(format, str) else format
+        memory = Memory.of(model)
+        shapes = _shapes(self._cells(memory, targets), stored, inferences)
+        ways = np.array(self.ways(stored), np.int64)
+        hit = self._positions(memory, shapes, len(ways), ways, seed, trial)
+        tensors = []
+        for name, shape in shapes.items():
+            elements, way = np.divmod(hit[name], len(ways))
+            if len(elements):
+                elements, values = self.rows(elements, ways[way], stream(seed, trial, f"{name}/words"), stored)
+            else:
+                values = elements
+            tensors.append(TensorFaults(name, shape, elements, values.astype(np.uint32)))
+        return FaultList(stored, tuple(tensors), self.effect, self.describe(), seed, trial)
+
+    def room(self, name: str, elements: int, stored: Format) -> int:
+        """How many elements of that tensor a trial can hit, but for a chance far below one in a billion."""
+        if self.places is not None:
+            return max(1, len([place for place in self.places if place[0] == name]))
+        if self.count is not None:
+            return max(1, min(self.count, elements))
+        mean = float(self.rate or 0.0) * elements * len(self.ways(stored))
+        return max(1, min(elements, ceil(mean + 8 * sqrt(mean)) + 8))
+
+    def _cells(self, memory: Memory, targets: Sequence[str | Target] | None) -> tuple[Cell, ...]:
+        if targets is not None:
+            return memory.chosen([targets] if isinstance(targets, str | Target) else targets)
+        if self.places is not None:
+            named = {memory.find(str(place[0])).name for place in self.places}
+            return tuple(cell for cell in memory.cells if cell.name in named)
+        usual = {cell.kind for cell in memory.cells} & set(_BY_RATE if self.count is None else _BY_COUNT)
+        return memory.chosen(sorted(usual) or _BY_COUNT)
+
+    def _positions(
+        self, memory: Memory, shapes: Mapping[str, tuple[int, ...]], each: int, ways: Integers, seed: int, trial: int
+    ) -> dict[str, Integers]:
+        """Which places of each tensor are hit, counted element by element and way by way; ascending."""
+        sizes = {name: prod(shape) * each for name, shape in shapes.items()}
+        if self.rate is not None:
+            rate = float(self.rate)
+            return {name: draw_positions(stream(seed, trial, name), size, rate) for name, size in sizes.items()}
+        if self.places is not None:
+            return positions_of(self.places, memory, shapes, ways, of_word=self.effect.of_word)
+        assert self.count is not None
+        total, order = sum(sizes.values()), sorted(sizes)
+        if self.count > total:
+            raise FaultError(
+                f"a count of {self.count} is more than the {total} places in the {len(sizes)} targeted tensors"
+            )
+        drawn = draw_count(stream(seed, trial, "count over all tensors"), total, self.count)
+        # Sorted by name, since variants of a model register their tensors in different orders.
+        ends = np.cumsum([sizes[name] for name in order])
+        parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+        return {name: part - (end - sizes[name]) for name, part, end in zip(order, parts, ends, strict=True)}
+
+
+def _shapes(cells: Sequence[Cell], stored: Format, inferences: int | None) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for cell in cells:
+        misfit = cell.misfit(stored)
+        if misfit is not None:
+            raise FaultError(f"tensor {cell.name!r} {misfit}")
+        if inferences is not None and cell.kind != "activations":
+            raise FaultError(f"tensor {cell.name!r} is no activation: its faults stay for every inference")
+        shapes[cell.name] = cell.shape if inferences is None else (index(inferences), *cell.shape[1:])
+    return shapes

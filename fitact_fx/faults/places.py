@@ -1,0 +1,64 @@
+"""Faults at exact places: from what a user writes to positions in a tensor's memory."""
+
+from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitact_fx.errors import FaultError
+from fitact_fx.faults.memory import Memory
+
+# (tensor name, element, bit), or (tensor name, element) for whole words
+Place = tuple[Any, ...]
+Integers = NDArray[np.int64]
+
+
+def positions_of(
+    places: Sequence[Place], memory: Memory, shapes: Mapping[str, tuple[int, ...]], ways: Integers, *, of_word: bool
+) -> dict[str, Integers]:
+    """Tensor name -> positions, counted element by element and way by way; ascending.
+
+    FaultError for a place of another form, outside its tensor or its word, named twice, or in a tensor that
+    `shapes` has not.
+    """
+    found: dict[str, list[int]] = {name: [] for name in shapes}
+    for place in places:
+        if len(place) != (2 if of_word else 3):
+            form = "(tensor name, element)" if of_word else "(tensor name, element, bit)"
+            raise FaultError(f"{place!r} is no place of this fault;\n  write {form}")
+        name = memory.find(str(place[0])).name
+        if name not in shapes:
+            raise FaultError(f"place {place!r} is in a tensor that is not among the targets")
+        way = 0 if of_word else _way(place, ways)
+        found[name].append(_element(place, shapes[name]) * len(ways) + way)
+    for name, positions in found.items():
+        if len(set(positions)) != len(positions):
+            raise FaultError(f"a place in tensor {name!r} is given twice")
+    return {name: np.array(sorted(positions), np.int64) for name, positions in found.items()}
+
+
+def _way(place: Place, ways: Integers) -> int:
+    (at,) = np.nonzero(ways == index(place[2]))
+    if not len(at):
+        raise FaultError(f"place {place!r}: bit {place[2]} is not one that can be hit, which are {_spans(ways)}")
+    return int(at[0])
+
+
+def _element(place: Place, shape: tuple[int, ...]) -> int:
+    given = place[1]
+    try:
+        if isinstance(given, tuple | list):
+            return int(np.ravel_multi_index(tuple(map(index, given)), shape)) if given or not shape else -1
+        element = index(given)
+        np.unravel_index(element, shape or (1,))
+    except ValueError as error:
+        raise FaultError(f"place {place!r} lies outside its tensor, whose shape is {shape}") from error
+    return element
+
+
+def _spans(ways: Integers) -> str:
+    """`0 to 3, 7`: runs of numbers."""
+    runs = np.split(ways, np.flatnonzero(np.diff(ways) != 1) + 1)
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,143 @@
+"""Faults in activations: a copy of a model with injection nodes, and the faults of a trial in them."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map
+
+from fitact_fx.ambience import random_states_kept
+from fitact_fx.bounded import exchanged
+from fitact_fx.errors import SiteError
+from fitact_fx.faults.fault_model import FaultModel
+from fitact_fx.faults.formats import Format, find_format
+from fitact_fx.faults.memory import Memory
+from fitact_fx.faults.targets import Target
+from fitact_fx.injected import Injected
+from fitact_fx.ownership import owned_copy
+from fitact_fx.passes import apply
+from fitact_fx.passes.functionalising import Functionalise
+from fitact_fx.passes.injecting import Inject
+from fitact_fx.policies import Pass
+from fitact_fx.tracing import TracedModule, trace
+
+
+def inject(
+    model: nn.Module,
+    at: str | Sequence[str],
+    fault: FaultModel,
+    where: str = "after",
+    *,
+    format: str | Format = "q15.16",  # noqa: A002 - the word of the field, and of the public API
+    seed: int = 0,
+    trial: int = 0,
+    example_inputs: tuple[Any, ...] | Tensor | None = None,
+    permanent: bool = False,
+    capacity: int | None = None,
+) -> GraphModule:
+    """A copy of `model` whose activations are hit by the faults of one trial. The model itself is never changed.
+
+    `at`: globs over the names of activation sites; one that matches no site means any other value of the graph:
+    `layer1.0.conv1`, `layer1.0.add`, or an argument of `forward`. `where`: "after" or "before" the bound that a
+    hardened model has there. Drawing needs the shapes of activations, so it is done by a run on `example_inputs` (a
+    tensor or a tuple of positional inputs), or else when the result is first called; compile it only after that.
+
+    The faults of `trial` hit every call until others are loaded, which compiles nothing anew:
+
+        with fault.draw(faulty, format, seed, trial=7, targets=["activations"]).applied(faulty):
+            faulty(x)
+
+    They are transient, each hitting one sample of the batch, which may be smaller than that of the example;
+    `permanent` ones hit the same element of every sample. `capacity` is the number of elements that one node
+    can hit in a trial (by default enough for `fault`); a list with more is refused.
+
+    Parameters are shared with `model`. Raises TracingError for a model that has no graph, FaultError for a glob
+    that matches nothing and for a fault that cannot be drawn, SiteError for a value that cannot be injected into.
+    """
+    stored = find_format(format) if isinstance(format, str) else format
+    graph_module = owned_copy(model) if isinstance(model, TracedModule) else trace(model)
+    assert isinstance(graph_module, GraphModule)
+    globs = (at,) if isinstance(at, str) else tuple(at)
+    _, names = apply(graph_module, Functionalise(), Inject(globs, stored, where, permanent))
+    trial_ = _Trial(names, fault, stored, seed, trial, capacity)
+    if example_inputs is None:
+        graph_module.register_forward_pre_hook(_FirstRun(trial_), with_kwargs=True)
+    else:
+        positional = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        trial_.load(graph_module, positional, {})
+    return graph_module
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What is to be drawn into which injection nodes."""
+
+    names: tuple[str, ...]
+    fault: FaultModel
+    format: Format
+    seed: int
+    trial: int
+    capacity: int | None
+
+    def load(self, faulty: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find out the shapes by a run on copies of these inputs, draw, and load."""
+        nodes, seen = _nodes(faulty), _activations(faulty, args, kwargs)
+        for name in self.names:
+            shape = seen[name].shape
+            elements = prod(shape[1:] if nodes[name].permanent else shape)
+            nodes[name].prepare(shape, self.capacity or self.fault.room(name, elements, self.format), seen[name].device)
+        memory = Memory.of(faulty)
+        targets = [Target("activations", glob.escape(name)) for name in self.names]
+        faults = self.fault.draw(memory, self.format, self.seed, self.trial, targets)
+        for one in faults.tensors:
+            memory.names[one.name].hit(self.format, faults.effect, one, [])  # to stay: nothing is undone
+
+
+@dataclass(frozen=True)
+class _FirstRun:
+    """A hook that draws at the first call, and then goes."""
+
+    trial: _Trial
+
+    def __call__(self, faulty: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            remedy = "give fitact_fx.inject example_inputs, or run what it returned once before compiling it"
+            raise SiteError(f"no faults are drawn yet, since the shapes of activations are not known;\n  {remedy}")
+        hooks = faulty._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is self]:
+            del hooks[key]
+        assert isinstance(faulty, GraphModule)
+        self.trial.load(faulty, args, kwargs)
+
+
+def _nodes(faulty: nn.Module) -> dict[str, Injected]:
+    return {module.name: module for module in faulty.modules() if isinstance(module, Injected)}
+
+
+class _Seen(NamedTuple):
+    shape: tuple[int, ...]
+    device: torch.device
+
+
+def _activations(faulty: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, _Seen]:
+    """What passes each injection node in one run on copies of these inputs; the model is left as it is."""
+    seen: dict[str, _Seen] = {}
+
+    def note(node: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(node, Injected)
+        seen[node.name] = _Seen(tuple(output.shape), output.device)
+
+    own = owned_copy(faulty)
+    for node in _nodes(own).values():
+        node.observing = True
+        node.register_forward_hook(note)
+    # The model may overwrite what it is called with, and update its statistics.
+    args, kwargs = tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, (args, kwargs))
+    with torch.no_grad(), random_states_kept(), exchanged(own, Pass()):
+        own(*args, **kwargs)
+    return seen
