@@ -117,9 +117,10 @@ class Injected(nn.Module):
         broken = (words & ~self.clear.to(words.dtype)) ^ self.flip.to(words.dtype)
         after = written_back(self.format.decode(broken, scale), values.dtype).view(raw.dtype)
         # Adding differences lets the padding, which all points to one element, add nothing to it. Integers wrap, so
-        # a difference is exact whatever the words are.
-        difference = torch.where(touched, after - before, 0)
-        faulty = raw.index_put(rows, difference, accumulate=True)
+        # a difference is exact whatever the words are. They are collected apart: the inductor of torch 2.15 loses
+        # what index_put adds to a computed tensor that is viewed as another type.
+        differences = torch.zeros_like(raw).index_put(rows, torch.where(touched, after - before, 0), accumulate=True)
+        faulty = raw + differences
         if not values.requires_grad:
             return faulty.view(values.dtype)
         # An integer has no gradient: elements that are not hit keep theirs.

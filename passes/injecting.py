@@ -8,6 +8,7 @@ v = conv(z)                 z_faulty = injected(z)       z = bound(y_faulty)
 
 from dataclasses import dataclass
 
+import torch
 from torch.fx import GraphModule, Node
 
 from fitact_fx.aliasing import written_apart
@@ -39,6 +40,12 @@ class Inject:
     def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
         if self.where not in SIDES:
             raise FaultError(f"where is {self.where!r};\n  give one of {', '.join(SIDES)}")
+        scale = self.format.scale(torch.ones(2, 2))
+        if scale is not None and scale.numel() > 1:
+            name, remedy = self.format.name, "choose a format with one scale, such as int8"
+            raise FaultError(
+                f"activations are quantised per tensor, and {name} is per channel of a weight;\n  {remedy}"
+            )
         points = matching_points(graph_module, self.at)
         return tuple(self._insert(graph_module, name, node) for name, node in points.items())
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,4 +56,6 @@ class ActivationCell:
         """Load the faults in the place of those that are there; what is added to `undo` loads those again."""
         masks = faults.masks(effect, stored.bits)
         undo.append(partial(self.node.restore, self.node.loaded()))
-        self.node.load(torch.stack(torch.unravel_index(masks.elements, faults.shape)), masks.clear, masks.flip)
+        indices = np.stack(np.unravel_index(masks.elements, faults.shape))
+        clear = None if masks.clear is None else torch.from_numpy(masks.clear)
+        self.node.load(torch.from_numpy(indices), clear, torch.from_numpy(masks.flip))

@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager
 from threading import Lock
 from types import TracebackType
 
-import torch
-
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.effects import Effect
 from fitact_fx.faults.formats import Format
@@ -33,9 +31,8 @@ class Applied(AbstractContextManager[None]):
     def __enter__(self) -> None:
         try:
             self._claim()
-            with torch.no_grad():
-                for faults in self.hits:
-                    self.memory.names[faults.name].hit(self.stored, self.effect, faults, self.undo)
+            for faults in self.hits:
+                self.memory.names[faults.name].hit(self.stored, self.effect, faults, self.undo)
         except BaseException:
             self._leave()
             raise
@@ -60,14 +57,13 @@ class Applied(AbstractContextManager[None]):
     def _leave(self) -> None:
         """Undo everything, last first; what goes wrong with one tensor is told after the others are whole again."""
         failed: BaseException | None = None
-        with torch.no_grad():
-            while self.undo:
-                try:
-                    self.undo[-1]()
-                except BaseException as error:  # noqa: BLE001  an interrupt too: it is raised below
-                    failed = failed or error
-                # Only now: an interrupt between the two undoes twice, which does no harm.
-                self.undo.pop()
+        while self.undo:
+            try:
+                self.undo[-1]()
+            except BaseException as error:  # noqa: BLE001  an interrupt too: it is raised below
+                failed = failed or error
+            # Only now: an interrupt between the two undoes twice, which does no harm.
+            self.undo.pop()
         if self.claimed:
             with _claiming:
                 _claims.remove(self.memory.identities)

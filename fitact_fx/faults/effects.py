@@ -13,8 +13,6 @@ from fitact_fx.errors import FaultError, known
 
 Words = NDArray[np.int64]
 
-_ALL = np.int64(-1)
-
 
 @dataclass(frozen=True)
 class Effect:
@@ -28,12 +26,14 @@ class Effect:
     flips: bool
     of_word: bool = False
 
-    def masks(self, hit: Words) -> tuple[Words, Words]:
-        """(clear, flip) for words whose bits `hit` are named; for an effect on words, `hit` is the new word."""
-        nothing = np.zeros_like(hit)
+    def masks(self, hit: Words) -> tuple[Words | None, Words]:
+        """(clear, flip) for words whose bits `hit` are named; for an effect on words, `hit` is the new word.
+
+        `clear` is None where nothing is cleared.
+        """
         if self.of_word:
-            return np.full_like(hit, _ALL), hit
-        return hit if self.clears else nothing, hit if self.flips else nothing
+            return np.full_like(hit, -1), hit
+        return hit if self.clears else None, hit if self.flips else np.zeros_like(hit)
 
 
 FLIP = Effect("flip", clears=False, flips=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fitact_fx.errors import FaultError
+from fitact_fx.faults.activation_cell import ActivationCell
 from fitact_fx.faults.drawing import draw_count, draw_positions, stream
 from fitact_fx.faults.effects import Effect
 from fitact_fx.faults.fault_list import FaultList
@@ -48,7 +49,7 @@ class FaultModel(ABC):
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if isinstance(getattr(self, field.name), list):  # a frozen value holds nothing that can be changed
+            if isinstance(getattr(self, field.name), list | range):  # a frozen value holds nothing that can be changed
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         given = [name for name in ("rate", "count", "places") if getattr(self, name) is not None]
         if len(given) != 1:
@@ -170,7 +171,9 @@ def _shapes(cells: Sequence[Cell], stored: Format, inferences: int | None) -> di
         misfit = cell.misfit(stored)
         if misfit is not None:
             raise FaultError(f"tensor {cell.name!r} {misfit}")
-        if inferences is not None and cell.kind != "activations":
+        if inferences is not None and not isinstance(cell, ActivationCell):
             raise FaultError(f"tensor {cell.name!r} is no activation: its faults stay for every inference")
+        if inferences is not None and isinstance(cell, ActivationCell) and cell.node.permanent:
+            raise FaultError(f"activation {cell.name!r}: its faults are permanent: the same for every inference")
         shapes[cell.name] = cell.shape if inferences is None else (index(inferences), *cell.shape[1:])
     return shapes

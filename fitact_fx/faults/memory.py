@@ -40,7 +40,7 @@ class Memory:
     names: Mapping[str, Cell]
     shapes: Shapes
     identities: frozenset[int]
-    _fitted: dict[Format, Shapes] = field(default_factory=dict)  # by identity, the last that was found to fit
+    _unfit: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, target: "nn.Module | Memory") -> "Memory":
@@ -79,7 +79,7 @@ class Memory:
 
     def require(self, shapes: Shapes, stored: Format) -> None:
         """FaultError unless each name is there, of that shape, and able to hold numbers of that format."""
-        if self._fitted.get(stored) is shapes:
+        if shapes.items() <= self.shapes.items() and self._misfits(stored).isdisjoint(shapes):
             return
         for name, shape in shapes.items():
             cell = self.find(name)
@@ -88,7 +88,13 @@ class Memory:
             misfit = cell.misfit(stored)
             if misfit is not None:
                 raise FaultError(f"tensor {name!r} {misfit}")
-        self._fitted[stored] = shapes
+
+    def _misfits(self, stored: Format) -> frozenset[str]:
+        """The names of what cannot hold that format; worked out once."""
+        if stored.name not in self._unfit:
+            unfit = (cell for cell in self.cells if cell.misfit(stored) is not None)
+            self._unfit[stored.name] = frozenset(name for cell in unfit for name in cell.names)
+        return self._unfit[stored.name]
 
     def find(self, name: str) -> Cell:
         """The cell of that name; FaultError with close names if there is none."""

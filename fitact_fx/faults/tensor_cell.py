@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.effects import Effect
 from fitact_fx.faults.formats import Format
-from fitact_fx.faults.tensor_faults import Masks, TensorFaults
+from fitact_fx.faults.tensor_faults import Elements, Masks, TensorFaults, Words
 from fitact_fx.injected import RAW, written_back
 
 Stamp = tuple[int, int]
@@ -62,28 +64,40 @@ class TensorCell:
         return self.tensor.dtype == self.dtype and self.tensor.shape == self.shape
 
     def hit(self, stored: Format, effect: Effect, faults: TensorFaults, undo: list[Callable[[], None]]) -> None:
-        """Put the faults in; what is added to `undo` puts back what was there. For use without gradients."""
-        memory = _raw_words(self.tensor)
+        """Put the faults in; what is added to `undo` puts back what was there."""
         masks = faults.masks(effect, stored.bits)
+        memory = _raw_words(self.tensor)
         places = masks.elements if self.tensor.is_contiguous() else _offsets(self.tensor, masks.elements)
-        if not memory.is_cpu:
-            places = places.to(memory.device)
-        before = memory.index_select(0, places)
-        faulty = self._corrupted(before, masks, stored)
+        before = memory[places]
+        faulty = masks.applied(before) if stored.is_own(self.dtype) else self._corrupted(before, masks, stored)
         # First, as an interrupt may come next.
-        undo.append(partial(self._put_back, stored, memory, places, before, _stamp(self.tensor)))
-        memory.index_copy_(0, places, faulty)
+        undo.append(
+            partial(self._put_back, stored, memory, places, before, self.tensor.data_ptr(), _stamp(self.tensor))
+        )
+        self._write(memory, places, faulty)
 
-    def _corrupted(self, before: Tensor, masks: Masks, stored: Format) -> Tensor:
-        # On the CPU whatever the model's device: the faulty words are then the same everywhere.
+    def _corrupted(self, before: Words, masks: Masks, stored: Format) -> Words:
         scale = self._scale(stored, masks.elements)
-        words = stored.encode(before.cpu().view(self.dtype), scale)
-        broken = masks.applied(words)
-        return written_back(stored.decode(broken, scale), self.dtype).view(before.dtype).to(before.device)
+        words = stored.encode(torch.from_numpy(before).view(self.dtype), scale)
+        broken = torch.from_numpy(masks.applied(words.numpy()))
+        return written_back(stored.decode(broken, scale), self.dtype).view(RAW[self.dtype.itemsize]).numpy()
 
-    def _put_back(self, stored: Format, memory: Tensor, places: Tensor, before: Tensor, stamp: Stamp | None) -> None:
-        memory.index_copy_(0, places, before)
-        if self.tensor.data_ptr() != memory.data_ptr():
+    def _write(self, memory: "Words | OnDevice", places: Elements, words: Words) -> None:
+        memory[places] = words
+        if not self.tensor.is_inference():
+            increment_version(self.tensor)  # autograd and the stamp below are to see it
+
+    def _put_back(
+        self,
+        stored: Format,
+        memory: "Words | OnDevice",
+        places: Elements,
+        before: Words,
+        pointer: int,
+        stamp: Stamp | None,
+    ) -> None:
+        self._write(memory, places, before)
+        if self.tensor.data_ptr() != pointer:
             raise FaultError(
                 f"tensor {self.name!r} was moved or cast while faults were applied and took them along; "
                 "load the model's weights again, and move it outside the block"
@@ -93,7 +107,7 @@ class TensorCell:
             if _stamp(self.tensor) == now:  # nobody wrote to it but us, there and back: its scale is what it was
                 self._scales[stored] = (now, self._scales[stored][1])
 
-    def _scale(self, stored: Format, elements: Tensor) -> Tensor | None:
+    def _scale(self, stored: Format, elements: Elements) -> Tensor | None:
         """The format's scale at these elements: one number, or (n,); worked out once, until the tensor changes."""
         stamp = _stamp(self.tensor)
         known = self._scales.get(stored) if self._scales else None
@@ -108,7 +122,26 @@ class TensorCell:
                 self._scales[stored] = (stamp, whole)
         if whole.numel() == 1:
             return whole.reshape(())
-        return whole.expand(self.shape)[torch.unravel_index(elements, self.shape)]
+        return torch.from_numpy(whole.expand(self.shape).numpy()[np.unravel_index(elements, self.shape)])
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A flat tensor on another device than the CPU, read and written like an array of its elements.
+
+    Only these elements travel: what is done to them is done on the CPU, so it comes out the same everywhere.
+    """
+
+    raw: Tensor
+
+    def __getitem__(self, places: Elements) -> Words:
+        return self.raw.index_select(0, self._there(places)).cpu().numpy()
+
+    def __setitem__(self, places: Elements, words: Words) -> None:
+        self.raw.index_copy_(0, self._there(places), torch.from_numpy(words).to(self.raw.device))
+
+    def _there(self, places: Elements) -> Tensor:
+        return torch.from_numpy(places.copy()).to(self.raw.device)  # a copy: torch wants to own what it could write to
 
 
 def _stamp(tensor: Tensor) -> Stamp | None:
@@ -116,18 +149,19 @@ def _stamp(tensor: Tensor) -> Stamp | None:
     return None if tensor.is_inference() else (tensor.data_ptr(), tensor._version)
 
 
-def _raw_words(tensor: Tensor) -> Tensor:
-    """A view of the storage behind `tensor`, flat and as integers. Autograd sees writes to it as in-place."""
-    raw = tensor.view(RAW[tensor.element_size()])
+def _raw_words(tensor: Tensor) -> "Words | OnDevice":
+    """The storage behind `tensor`, flat and as integers; not a copy."""
+    raw = tensor.detach().view(RAW[tensor.element_size()])
     if raw.is_contiguous():
-        return raw.view(-1)
-    span = 1 + sum((size - 1) * stride for size, stride in zip(raw.shape, raw.stride(), strict=True))
-    return raw.as_strided((span,), (1,))
+        flat = raw.view(-1)
+    else:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(raw.shape, raw.stride(), strict=True))
+        flat = raw.as_strided((span,), (1,))
+    return flat.numpy() if flat.is_cpu else OnDevice(flat)
 
 
-def _offsets(tensor: Tensor, elements: Tensor) -> Tensor:
+def _offsets(tensor: Tensor, elements: Elements) -> Elements:
     """Where the elements, counted row by row, lie in `_raw_words(tensor)`."""
-    places = torch.unravel_index(elements, tensor.shape)
-    return sum(
-        (place * stride for place, stride in zip(places, tensor.stride(), strict=True)), torch.zeros_like(elements)
-    )
+    places = np.unravel_index(elements, tuple(tensor.shape))
+    strided = (place * stride for place, stride in zip(places, tensor.stride(), strict=True))
+    return np.asarray(sum(strided), np.int64)

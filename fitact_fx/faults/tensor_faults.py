@@ -8,15 +8,14 @@ from math import prod
 from typing import NamedTuple, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.effects import Effect
 
 Elements = NDArray[np.int64]
 Values = NDArray[np.uint32]
+Words = NDArray[np.signedinteger]
 
 
 class Fault(NamedTuple):
@@ -46,18 +45,11 @@ class Masks(NamedTuple):
     `clear` is None where nothing is cleared.
     """
 
-    elements: Tensor
-    clear: Tensor | None
-    flip: Tensor
+    elements: Elements
+    clear: Words | None
+    flip: Words
 
-    @classmethod
-    def of(cls, elements: Elements, clear: Elements, flip: Elements, bits: int) -> "Masks":
-        """From int64 arrays, which may be read-only; for words of so many bits."""
-        dtype = next(dtype for width, dtype in _WORDS.items() if bits <= width)
-        kept = torch.from_numpy(clear.astype(dtype)) if clear.any() else None
-        return cls(torch.from_numpy(elements.copy()), kept, torch.from_numpy(flip.astype(dtype)))
-
-    def applied(self, words: Tensor) -> Tensor:
+    def applied(self, words: Words) -> Words:
         """What becomes of these words, in the order of `elements`."""
         return words ^ self.flip if self.clear is None else (words & ~self.clear) ^ self.flip
 
@@ -75,7 +67,7 @@ class TensorFaults:
     shape: tuple[int, ...]
     elements: Elements
     values: Values
-    _masks: dict[tuple[Effect, int], Masks] = field(default_factory=dict, init=False)
+    _masks: dict[tuple[str, int], Masks] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name, dtype in (("elements", np.int64), ("values", np.uint32)):
@@ -101,16 +93,19 @@ class TensorFaults:
         return len(self.elements)
 
     def masks(self, effect: Effect, bits: int) -> Masks:
-        """The same for words of so many bits, as tensors; made once."""
-        key = (effect, bits)
+        """The same for words of so many bits; made once."""
+        key = (effect.name, bits)
         if key not in self._masks:
             elements, hit = self.elements, self.values.astype(np.int64)
             if not effect.of_word:
-                # One word may have several bits that are hit.
-                starts = np.flatnonzero(np.diff(elements, prepend=-1))
-                single = np.left_shift(np.int64(1), hit)
-                elements, hit = elements[starts], np.bitwise_or.reduceat(single, starts) if len(self) else single
-            self._masks[key] = Masks.of(elements, *effect.masks(hit), bits)
+                hit = np.left_shift(1, hit)
+                first = elements[1:] != elements[:-1]
+                if not first.all():  # one word may have several bits that are hit
+                    starts = np.flatnonzero(np.concatenate([[True], first]))
+                    elements, hit = elements[starts], np.bitwise_or.reduceat(hit, starts)
+            clear, flip = effect.masks(hit)
+            dtype = next(dtype for width, dtype in _WORDS.items() if bits <= width)
+            self._masks[key] = Masks(elements, None if clear is None else clear.astype(dtype), flip.astype(dtype))
         return self._masks[key]
 
 

@@ -44,6 +44,9 @@ class Format(Protocol):
         Each also holds the value of every word written back to it, at most rounded to its own precision.
         """
 
+    def is_own(self, dtype: torch.dtype) -> bool:
+        """Whether tensors of that type lie in memory in this format: then `encode` is a view, and exact."""
+
     def scale(self, values: Tensor) -> Tensor | None:
         """What the words of a whole tensor are multiples of: float64, broadcastable to its shape; None if nothing."""
 

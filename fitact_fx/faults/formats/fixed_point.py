@@ -51,6 +51,10 @@ class FixedPoint:
         parts = {"fraction": range(point), "integer": range(point, sign), "sign": range(sign, self.bits)}
         return {name: part for name, part in parts.items() if part}
 
+    def is_own(self, dtype: torch.dtype) -> bool:
+        """False: torch has no fixed point type."""
+        return False
+
     def scale(self, values: Tensor) -> None:
         """None: the unit is fixed."""
 

@@ -43,6 +43,10 @@ class Floating:
         """The format's own type, then the wider ones that hold all its numbers."""
         return (self.dtype, *_WIDER[self.bits])
 
+    def is_own(self, dtype: torch.dtype) -> bool:
+        """Whether it is the format's own type."""
+        return dtype == self.dtype
+
     def scale(self, values: Tensor) -> None:
         """None: each word carries its own exponent."""
 

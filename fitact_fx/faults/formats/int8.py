@@ -36,6 +36,10 @@ class Int8:
         """ "int8" or "int8_per_channel"."""
         return NAMES[self.per_channel]
 
+    def is_own(self, dtype: torch.dtype) -> bool:
+        """Whether it is int8."""
+        return dtype == torch.int8
+
     def scale(self, values: Tensor) -> Tensor | None:
         """The scale of a whole tensor: float64 of shape (), or (C, 1, 1, ...) per channel; None for int8.
 
