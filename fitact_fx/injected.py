@@ -4,7 +4,7 @@ Its faults are tensors, drawn elsewhere and loaded into buffers of a fixed size,
 nothing. So a new trial changes no shape, and compiled code runs it without being compiled again.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,25 +35,18 @@ def written_back(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(cast.isnan(), torch.nan, cast)
 
 
-class Loaded(NamedTuple):
-    """The faults that are in a node: `indices` (rank, capacity), `clear` and `flip` (capacity,), all int64."""
-
-    indices: Tensor
-    clear: Tensor
-    flip: Tensor
-
-
 class Injected(nn.Module):
     """Hits elements of the activation that passes: (N, ...) -> the same shape, type and memory layout.
 
-    The word of a hit element becomes `(word & ~clear) ^ flip`; every other element keeps its bits, and the
+    The word of a hit element becomes `(word & keep) ^ flip`; every other element keeps its bits, and the
     input is never written to. A smaller batch than the one that faults were drawn for is its beginning: faults
     of the missing samples are left out. `permanent` faults hit the same element of every sample.
+
+    `rows` (rank + 2, capacity) int64 holds a fault per column: the element's index in each dimension, then
+    `keep` and `flip`. Columns ascend by index; those behind the first `hits` are padding, and do nothing.
     """
 
-    indices: Tensor
-    clear: Tensor
-    flip: Tensor
+    rows: Tensor
 
     def __init__(self, point: str, where: str, source: str, stored: WordFormat, *, permanent: bool) -> None:
         super().__init__()
@@ -63,77 +56,90 @@ class Injected(nn.Module):
         self.permanent = permanent
         self.shape: tuple[int, ...] | None = None
         self.observing = False
-        for buffer in Loaded._fields:
-            self.register_buffer(buffer, None, persistent=False)
+        self.hits, self.clears = 0, False
+        self.register_buffer("rows", None, persistent=False)
 
     def prepare(self, shape: tuple[int, ...], capacity: int, device: torch.device) -> None:
         """Make room for `capacity` hit elements of activations of that shape."""
         if not shape:
             raise self._error("its value has no dimensions", "inject at a value with at least a batch dimension")
         self.shape = (1, *shape[1:]) if self.permanent else shape
-        self.indices = torch.zeros(len(shape), capacity, dtype=torch.int64, device=device)
-        self.clear = torch.zeros(capacity, dtype=torch.int64, device=device)
-        self.flip = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self.rows = torch.zeros(len(shape) + 2, capacity, dtype=torch.int64, device=device)
+        self.rows[-2] = -1
 
-    def load(self, indices: Tensor, clear: Tensor | None, flip: Tensor) -> None:
-        """Take these faults: `indices` (rank, n) say where, `clear` (None: nothing) and `flip` (n,) what.
+    @property
+    def loaded(self) -> Tensor:
+        """A copy of the faults that are loaded, (rank + 2, n)."""
+        return self.rows[:, : self.hits].clone()
+
+    def load(self, rows: Tensor, clears: bool = True) -> None:
+        """Take these faults, (rank + 2, n), in the place of others; `clears` is whether any clears a bit.
 
         FaultError, with nothing loaded, if there is no room.
         """
-        hits, capacity = len(flip), len(self.flip)
+        hits, capacity = rows.shape[1], self.rows.shape[1]
         if hits > capacity:
             raise FaultError(
                 f"activation {self.name!r} has room for {capacity} hit elements and the fault list has {hits};\n"
                 f"  inject with capacity={hits} or more"
             )
-        for buffer, rows in zip(self.loaded_now, (indices, clear, flip), strict=True):
-            buffer.zero_()
-            if rows is not None:
-                buffer[..., :hits] = rows
-
-    @property
-    def loaded_now(self) -> Loaded:
-        """The buffers themselves."""
-        return Loaded(self.indices, self.clear, self.flip)
-
-    def loaded(self) -> Loaded:
-        """A copy of what is loaded, for `restore`."""
-        return Loaded(*(buffer.clone() for buffer in self.loaded_now))
-
-    def restore(self, loaded: Loaded) -> None:
-        """Take back what `loaded` returned."""
-        for buffer, before in zip(self.loaded_now, loaded, strict=True):
-            buffer.copy_(before)
+        if hits < self.hits:
+            padding = self.rows[:, hits : self.hits]
+            padding.zero_()
+            padding[-2] = -1
+        self.rows[:, :hits] = rows
+        self.hits, self.clears = hits, clears
 
     def forward(self, values: Tensor) -> Tensor:
         self._check(values)
         if self.observing:
             return values
-        raw = values.detach().view(RAW[values.element_size()])
-        rows, touched = self._rows(values.shape[0])
-        before = raw[rows]
-        scale = self.format.scale(values.detach())
-        words = self.format.encode(before.view(values.dtype), scale)
-        broken = (words & ~self.clear.to(words.dtype)) ^ self.flip.to(words.dtype)
-        after = written_back(self.format.decode(broken, scale), values.dtype).view(raw.dtype)
-        # Adding differences lets the padding, which all points to one element, add nothing to it. Integers wrap, so
-        # a difference is exact whatever the words are. They are collected apart: the inductor of torch 2.15 loses
-        # what index_put adds to a computed tensor that is viewed as another type.
-        differences = torch.zeros_like(raw).index_put(rows, torch.where(touched, after - before, 0), accumulate=True)
-        faulty = raw + differences
-        if not values.requires_grad:
-            return faulty.view(values.dtype)
-        # An integer has no gradient: elements that are not hit keep theirs.
-        return torch.where(faulty == raw, values, faulty.view(values.dtype))
+        faulty = self._in_graph(values) if torch.compiler.is_compiling() else self._eagerly(values)
+        if not values.requires_grad or faulty is values:
+            return faulty
+        # A word has no gradient: elements that are not hit keep theirs.
+        raw = RAW[values.element_size()]
+        return torch.where(faulty.view(raw) == values.detach().view(raw), values, faulty)
 
-    def _rows(self, batch: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Where the faults are in a batch, one index per dimension, and which of them do something there."""
-        touched = (self.clear | self.flip) != 0
-        sample, *others = self.indices.unbind(0)
-        if self.permanent:
-            return (torch.arange(batch, device=sample.device)[:, None], *others), touched
-        inside = sample < batch
-        return (torch.where(inside, sample, 0), *others), touched & inside
+    def _eagerly(self, values: Tensor) -> Tensor:
+        """Without padding: only what is loaded, and of that the faults of samples that are there."""
+        hits = self.hits
+        if not self.permanent and self.shape is not None and len(values) < self.shape[0]:
+            hits = int((self.rows[0, :hits] < len(values)).sum())
+        if hits == 0:
+            return values
+        *index, keep, flip = self.rows[:, :hits].unbind(0)
+        raw, places = values.detach().view(RAW[values.element_size()]), self._places(index, values)
+        broken = self._broken(raw[places], keep if self.clears else None, flip, values)
+        return raw.index_put(places, broken).view(values.dtype)
+
+    def _in_graph(self, values: Tensor) -> Tensor:
+        """With everything that there is room for, since what is loaded must not reach compiled code."""
+        *index, keep, flip = self.rows.unbind(0)
+        touched = (keep != -1) | (flip != 0)
+        if not self.permanent:
+            inside = index[0] < values.shape[0]
+            touched = touched & inside
+            index[0] = torch.where(inside, index[0], 0)
+        raw, places = values.detach().view(RAW[values.element_size()]), self._places(index, values)
+        before = raw[places]
+        # Differences are added, and not words put, so that padding, which all points to one element, does nothing to
+        # it. Integers wrap: a difference is exact whatever the words are. They are collected apart, because the
+        # inductor of torch 2.15 loses what index_put adds to a computed tensor that is viewed as another type.
+        difference = torch.where(touched, self._broken(before, keep, flip, values) - before, 0)
+        return (raw + torch.zeros_like(raw).index_put(places, difference, accumulate=True)).view(values.dtype)
+
+    def _places(self, index: list[Tensor], values: Tensor) -> tuple[Tensor, ...]:
+        """One index per dimension; a permanent fault is in every sample."""
+        sample, *others = index
+        return (torch.arange(len(values), device=sample.device)[:, None] if self.permanent else sample, *others)
+
+    def _broken(self, raw: Tensor, keep: Tensor | None, flip: Tensor, values: Tensor) -> Tensor:
+        """What the raw words of some of the values become; without `keep`, all of their bits are kept."""
+        scale = self.format.scale(values.detach())
+        words = self.format.encode(raw.view(values.dtype), scale)
+        kept = words if keep is None else words & keep.to(words.dtype)
+        return written_back(self.format.decode(kept ^ flip.to(words.dtype), scale), values.dtype).view(raw.dtype)
 
     def _check(self, values: object) -> None:
         if not isinstance(values, Tensor):
@@ -156,5 +162,5 @@ class Injected(nn.Module):
         return SiteError(site_message(self.name, self.source, problem, remedy))
 
     def extra_repr(self) -> str:
-        room = "not prepared" if self.shape is None else f"{self.shape}, room for {len(self.clear)}"
+        room = "not prepared" if self.shape is None else f"{self.shape}, room for {self.rows.shape[1]}"
         return f"{self.name}, {self.format.name}, {room}"

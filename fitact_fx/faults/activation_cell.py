@@ -55,7 +55,9 @@ class ActivationCell:
     def hit(self, stored: Format, effect: Effect, faults: TensorFaults, undo: list[Callable[[], None]]) -> None:
         """Load the faults in the place of those that are there; what is added to `undo` loads those again."""
         masks = faults.masks(effect, stored.bits)
-        undo.append(partial(self.node.restore, self.node.loaded()))
-        indices = np.stack(np.unravel_index(masks.elements, faults.shape))
-        clear = None if masks.clear is None else torch.from_numpy(masks.clear)
-        self.node.load(torch.from_numpy(indices), clear, torch.from_numpy(masks.flip))
+        keep = -1 if masks.clear is None else ~masks.clear
+        rows = np.empty((len(faults.shape) + 2, len(masks.flip)), np.int64)
+        rows[:-2] = np.unravel_index(masks.elements, faults.shape)
+        rows[-2], rows[-1] = keep, masks.flip
+        undo.append(partial(self.node.load, self.node.loaded, self.node.clears))
+        self.node.load(torch.from_numpy(rows), masks.clear is not None)

@@ -7,8 +7,9 @@ keyed by (seed, trial, tensor name).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from math import ceil, prod, sqrt
 from operator import index
 
@@ -28,6 +29,7 @@ from fitact_fx.faults.targets import Target
 from fitact_fx.faults.tensor_faults import TensorFaults
 
 Integers = NDArray[np.int64]
+RawWords = Callable[[int], NDArray[np.uint64]]  # so many random words of 64 bits, always the same ones for one tensor
 
 # A rate is drawn per tensor, so that a variant's own tensors (its bounds) are hit as well; a count is drawn over
 # what all variants have.
@@ -75,9 +77,7 @@ class FaultModel(ABC):
         """In which ways one word can go wrong, ascending numbers: for single bits, the bits. FaultError if none."""
 
     @abstractmethod
-    def rows(
-        self, elements: Integers, ways: Integers, words: np.random.Philox, stored: Format
-    ) -> tuple[Integers, Integers]:
+    def rows(self, elements: Integers, ways: Integers, words: RawWords, stored: Format) -> tuple[Integers, Integers]:
         """What is hit when `elements` (ascending) go wrong in these `ways`: (elements, bits or words), ascending."""
 
     def describe(self) -> str:
@@ -118,7 +118,7 @@ class FaultModel(ABC):
         for name, shape in shapes.items():
             elements, way = np.divmod(hit[name], len(ways))
             if len(elements):
-                elements, values = self.rows(elements, ways[way], stream(seed, trial, f"{name}/words"), stored)
+                elements, values = self.rows(elements, ways[way], partial(_raw_words, seed, trial, name), stored)
             else:
                 values = elements
             tensors.append(TensorFaults(name, shape, elements, values.astype(np.uint32)))
@@ -163,6 +163,10 @@ class FaultModel(ABC):
         ends = np.cumsum([sizes[name] for name in order])
         parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
         return {name: part - (end - sizes[name]) for name, part, end in zip(order, parts, ends, strict=True)}
+
+
+def _raw_words(seed: int, trial: int, name: str, count: int) -> NDArray[np.uint64]:
+    return stream(seed, trial, f"{name}/words").random_raw(count)
 
 
 def _shapes(cells: Sequence[Cell], stored: Format, inferences: int | None) -> dict[str, tuple[int, ...]]:

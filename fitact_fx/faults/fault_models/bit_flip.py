@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fitact_fx.faults.bits import Bits, among, chosen_bits
 from fitact_fx.faults.effects import FLIP, Effect
-from fitact_fx.faults.fault_model import FaultModel, Integers
+from fitact_fx.faults.fault_model import FaultModel, Integers, RawWords
 from fitact_fx.faults.formats import Format
 
 
@@ -30,9 +28,7 @@ class BitFlip(FaultModel):
     def ways(self, stored: Format) -> tuple[int, ...]:
         return chosen_bits(self.bits, stored)
 
-    def rows(
-        self, elements: Integers, ways: Integers, words: np.random.Philox, stored: Format
-    ) -> tuple[Integers, Integers]:
+    def rows(self, elements: Integers, ways: Integers, words: RawWords, stored: Format) -> tuple[Integers, Integers]:
         return elements, ways
 
 

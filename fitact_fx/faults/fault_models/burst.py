@@ -9,7 +9,7 @@ import numpy as np
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.bits import Bits, among, chosen_bits
 from fitact_fx.faults.effects import FLIP, Effect
-from fitact_fx.faults.fault_model import FaultModel, Integers
+from fitact_fx.faults.fault_model import FaultModel, Integers, RawWords
 from fitact_fx.faults.formats import Format
 
 
@@ -43,9 +43,7 @@ class Burst(FaultModel):
             raise FaultError(f"a burst of {self.width} adjacent bits fits nowhere{among(self.bits)} of {stored.name}")
         return starts
 
-    def rows(
-        self, elements: Integers, ways: Integers, words: np.random.Philox, stored: Format
-    ) -> tuple[Integers, Integers]:
+    def rows(self, elements: Integers, ways: Integers, words: RawWords, stored: Format) -> tuple[Integers, Integers]:
         bits = (ways[:, None] + np.arange(self.width)).ravel()
         places, times = np.unique(np.repeat(elements, self.width) * stored.bits + bits, return_counts=True)
         return np.divmod(places[times % 2 == 1], stored.bits)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fitact_fx.faults.effects import WORD, Effect
-from fitact_fx.faults.fault_model import FaultModel, Integers
+from fitact_fx.faults.fault_model import FaultModel, Integers, RawWords
 from fitact_fx.faults.formats import Format
 
 
@@ -23,10 +23,8 @@ class RandomWord(FaultModel):
     def ways(self, stored: Format) -> tuple[int, ...]:
         return (0,)
 
-    def rows(
-        self, elements: Integers, ways: Integers, words: np.random.Philox, stored: Format
-    ) -> tuple[Integers, Integers]:
-        return elements, (words.random_raw(len(elements)) >> np.uint64(64 - stored.bits)).astype(np.int64)
+    def rows(self, elements: Integers, ways: Integers, words: RawWords, stored: Format) -> tuple[Integers, Integers]:
+        return elements, (words(len(elements)) >> np.uint64(64 - stored.bits)).astype(np.int64)
 
 
 MODELS = {"random-word": RandomWord}

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.bits import Bits, among, chosen_bits
 from fitact_fx.faults.effects import STUCK_AT_0, STUCK_AT_1, Effect
-from fitact_fx.faults.fault_model import FaultModel, Integers
+from fitact_fx.faults.fault_model import FaultModel, Integers, RawWords
 from fitact_fx.faults.formats import Format
 
 
@@ -38,9 +36,7 @@ class StuckAt(FaultModel):
     def ways(self, stored: Format) -> tuple[int, ...]:
         return chosen_bits(self.bits, stored)
 
-    def rows(
-        self, elements: Integers, ways: Integers, words: np.random.Philox, stored: Format
-    ) -> tuple[Integers, Integers]:
+    def rows(self, elements: Integers, ways: Integers, words: RawWords, stored: Format) -> tuple[Integers, Integers]:
         return elements, ways
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fitact_fx.faults.effects import WORD, Effect
-from fitact_fx.faults.fault_model import FaultModel, Integers
+from fitact_fx.faults.fault_model import FaultModel, Integers, RawWords
 from fitact_fx.faults.formats import Format
 
 
@@ -23,9 +23,7 @@ class Zero(FaultModel):
     def ways(self, stored: Format) -> tuple[int, ...]:
         return (0,)
 
-    def rows(
-        self, elements: Integers, ways: Integers, words: np.random.Philox, stored: Format
-    ) -> tuple[Integers, Integers]:
+    def rows(self, elements: Integers, ways: Integers, words: RawWords, stored: Format) -> tuple[Integers, Integers]:
         return elements, np.zeros_like(elements)
 
 
