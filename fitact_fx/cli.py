@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from fitact_fx.cli_faults import add_faults
 from fitact_fx.demo import NETWORKS, Options, run
 from fitact_fx.errors import FitactError
 from fitact_fx.inspection import inspect
@@ -36,8 +37,10 @@ examples:
   fitact-fx demo --model resnet20 --data DIR                     the same with a trained ResNet-20 on CIFAR-10
   fitact-fx inspect torchvision:resnet50 --input 1,3,224,224     what can be protected, and the memory it takes
   fitact-fx inspect my_package.networks:make_net --json          the same for your model, for programs
+  fitact-fx faults draw torchvision:resnet18 --rate 1e-6         the bits that go wrong in one trial; replay them
 
-Exit status: 0 all is well; 1 `inspect` found that the model cannot be protected; 2 an error, told on stderr.
+Exit status: 0 all is well; 1 `inspect` found that the model cannot be protected, or `faults replay` that the
+model's memory is not as it was before; 2 an error, told on stderr.
 """
 INSPECT = """\
 Prints every activation of a model, how many bounds it takes at each granularity, and what cannot be
@@ -88,7 +91,7 @@ def parser() -> Parser:
     top.add_argument(
         "--version", action="version", version=f"fitact-fx {version('fitact-fx')}, torch {torch.__version__}"
     )
-    commands = top.add_subparsers(title="commands", required=True, metavar="{demo,inspect}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="{demo,inspect,faults}")
 
     demo = commands.add_parser("demo", help="train, harden and attack a small network", description=DEMO, **shape)
     demo.add_argument(
@@ -123,6 +126,8 @@ def parser() -> Parser:
     )
     look.add_argument("--json", action="store_true", help="print JSON in place of the table")
     look.set_defaults(command=_inspect)
+
+    add_faults(commands, shape).set_defaults(command=_faults)
     return top
 
 
@@ -143,6 +148,12 @@ def _inspect(options: argparse.Namespace) -> int:
     else:
         print(text(found, options.spec, min(120, max(100, shutil.get_terminal_size((110, 24)).columns))))
     return 0 if found.obstacle is None else 1
+
+
+def _faults(options: argparse.Namespace) -> int:
+    printed, status = options.report(options)
+    print(printed)
+    return int(status)
 
 
 def _positive(text: str) -> int:

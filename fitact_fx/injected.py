@@ -4,7 +4,7 @@ Its faults are tensors, drawn elsewhere and loaded into buffers of a fixed size,
 nothing. So a new trial changes no shape, and compiled code runs it without being compiled again.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,27 @@ class WordFormat(Protocol):
     def scale(self, values: Tensor) -> Tensor | None: ...
     def encode(self, values: Tensor, scale: Tensor | None = None) -> Tensor: ...
     def decode(self, words: Tensor, scale: Tensor | None = None) -> Tensor: ...
+
+
+class NodeName(NamedTuple):
+    """What the activation at a node is called in a fault list: `layer1.0.relu@after`, `layer1.0.relu@after:permanent`.
+
+    Whether its faults are permanent is part of the name, so that a list for one kind fits only that kind.
+    """
+
+    point: str
+    where: str
+    permanent: bool
+
+    @classmethod
+    def parse(cls, name: str) -> "NodeName | None":
+        """The parts of such a name; None for that of a tensor in memory."""
+        point, at, where = name.rpartition("@")
+        side, _, lasting = where.partition(":")
+        return cls(point, side, bool(lasting)) if at else None
+
+    def __str__(self) -> str:
+        return f"{self.point}@{self.where}{':permanent' if self.permanent else ''}"
 
 
 def written_back(numbers: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +71,7 @@ class Injected(nn.Module):
 
     def __init__(self, point: str, where: str, source: str, stored: WordFormat, *, permanent: bool) -> None:
         super().__init__()
-        self.name = f"{point}@{where}"
+        self.name = str(NodeName(point, where, permanent))
         self.source = source
         self.format = stored
         self.permanent = permanent

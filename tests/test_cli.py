@@ -140,8 +140,8 @@ def test_an_error_is_told_on_stderr_in_two_lines(arguments: list[str], message: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: {demo,inspect}\n  see fitact-fx --help\n"),
-        (["explain"], "argument {demo,inspect}: invalid choice: 'explain'"),
+        ([], "the following arguments are required: {demo,inspect,faults}\n  see fitact-fx --help\n"),
+        (["explain"], "argument {demo,inspect,faults}: invalid choice: 'explain'"),
         (
             ["demo", "--trials", "0"],
             "argument --trials: '0' is not a positive whole number\n  see fitact-fx demo --help\n",

@@ -29,14 +29,16 @@ ambience modes ownership hidden proxies
 recording
 tracing faults ranges
 points
-passes learning
-schemes injection
+passes learning hit_words
+schemes injection faulty_outputs
 recipe
 hardening
 saving verification inspection
 campaigns models model_spec
+replaying
 reports
 demo testing
+cli_faults
 cli __init__
 __main__
 """

@@ -209,12 +209,23 @@ def test_nodes_can_stand_on_both_sides_of_a_bound():
 
 def test_permanent_faults_hit_the_same_element_of_every_sample():
     x = images()
-    fault = BitFlip(places=[("values@after", (0, 2, 5, 1), 31)])
+    fault = BitFlip(places=[("values@after:permanent", (0, 2, 5, 1), 31)])
     faulty = fitact_fx.inject(Reader(), "values", fault, format="float32", example_inputs=x, permanent=True)
     for batch in (x, x[:3], torch.cat([x, x])):
         expected = batch.clone()
         expected[:, 2, 5, 1] *= -1
         assert torch.equal(faulty(batch), expected)
+
+
+def test_a_list_of_permanent_faults_does_not_fit_a_node_for_transient_ones():
+    x, fault = images(), BitFlip(count=1)
+    lasting, passing = (
+        fitact_fx.inject(Reader(), "values", fault, example_inputs=x, permanent=permanent)
+        for permanent in (True, False)
+    )
+    for one, other in ((lasting, passing), (passing, lasting)):
+        with pytest.raises(FaultError, match="the model has no tensor 'values@after"):
+            fault.draw(one, targets=["activations"]).applied(other).__enter__()
 
 
 def test_a_smaller_batch_gets_the_faults_of_its_samples():

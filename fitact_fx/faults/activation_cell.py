@@ -34,9 +34,9 @@ class ActivationCell:
         return (self.name,)
 
     @property
-    def identity(self) -> int:
+    def place(self) -> tuple[object, ...]:
         """Equal for cells over the same node."""
-        return id(self.node)
+        return (id(self.node),)
 
     def misfit(self, stored: Format) -> str | None:
         """Why faults in that format cannot be injected here; None if they can."""
@@ -48,9 +48,12 @@ class ActivationCell:
             f"draw with format={own.name!r}, or inject with format={stored.name!r}"
         )
 
-    def is_current(self, model: nn.Module) -> bool:
+    def is_current(self, model: nn.Module, name: str) -> bool:
         """Whether the node still expects activations of this shape."""
         return self.node.shape == self.shape
+
+    def forget(self) -> None:
+        """There is nothing to be worked out anew: a node takes its scale from each activation."""
 
     def hit(self, stored: Format, effect: Effect, faults: TensorFaults, undo: list[Callable[[], None]]) -> None:
         """Load the faults in the place of those that are there; what is added to `undo` loads those again."""

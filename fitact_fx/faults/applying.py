@@ -5,34 +5,42 @@ from contextlib import AbstractContextManager
 from threading import Lock
 from types import TracebackType
 
+from torch import nn
+
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.effects import Effect
 from fitact_fx.faults.formats import Format
-from fitact_fx.faults.memory import Memory
+from fitact_fx.faults.memory import Memory, Shapes
 from fitact_fx.faults.tensor_faults import TensorFaults
 
-# What is in use, as sets of ids: variants of a model share parameters, so to mark the model would not be enough.
-_claims: list[frozenset[int]] = []
+# What is in use. Variants of a model share parameters, so to mark the model would not be enough.
+_claims: list[Memory] = []
 _claiming = Lock()
 
 
 class Applied(AbstractContextManager[None]):
-    """Inside, `memory` holds the faults; behind, however it is left, exactly what it held before.
+    """Inside, the model holds the faults; behind, however it is left, exactly what it held before.
 
-    FaultError, with nothing changed, if some are already applied there. A class and not a generator: what it
-    costs to come and go is most of what a single fault costs.
+    FaultError on the way in, with nothing changed, if the list does not fit or if some faults are already applied
+    there. A class and not a generator: what it costs to come and go is most of what a single fault costs.
     """
 
-    def __init__(self, memory: Memory, stored: Format, effect: Effect, hits: Sequence[TensorFaults]) -> None:
-        self.memory, self.stored, self.effect, self.hits = memory, stored, effect, hits
+    def __init__(
+        self, model: nn.Module | Memory, shapes: Shapes, stored: Format, effect: Effect, hits: Sequence[TensorFaults]
+    ) -> None:
+        self.model, self.shapes = model, shapes
+        self.stored, self.effect, self.hits = stored, effect, hits
         self.undo: list[Callable[[], None]] = []
-        self.claimed = False
+        self.claimed: Memory | None = None
 
     def __enter__(self) -> None:
+        memory = Memory.fitting(self.model, self.shapes, self.hits, self.stored)
+        if self.claimed is not None:
+            raise _already(memory.cells[0].name)
         try:
-            self._claim()
+            self._claim(memory)
             for faults in self.hits:
-                self.memory.names[faults.name].hit(self.stored, self.effect, faults, self.undo)
+                memory.names[faults.name].hit(self.stored, self.effect, faults, self.undo)
         except BaseException:
             self._leave()
             raise
@@ -42,17 +50,13 @@ class Applied(AbstractContextManager[None]):
     ) -> None:
         self._leave()
 
-    def _claim(self) -> None:
+    def _claim(self, memory: Memory) -> None:
         with _claiming:
             for claim in _claims:
-                if not claim.isdisjoint(self.memory.identities):
-                    taken = next(cell.name for cell in self.memory.cells if cell.identity in claim)
-                    raise FaultError(
-                        f"faults are already applied to this model (tensor {taken!r}); "
-                        "leave that `with faults.applied(...)` block before entering another"
-                    )
-            self.claimed = True
-            _claims.append(self.memory.identities)
+                if not claim.places.isdisjoint(memory.places):
+                    raise _already(next(cell.name for cell in memory.cells if cell.place in claim.places))
+            self.claimed = memory
+            _claims.append(memory)
 
     def _leave(self) -> None:
         """Undo everything, last first; what goes wrong with one tensor is told after the others are whole again."""
@@ -64,9 +68,16 @@ class Applied(AbstractContextManager[None]):
                 failed = failed or error
             # Only now: an interrupt between the two undoes twice, which does no harm.
             self.undo.pop()
-        if self.claimed:
+        if self.claimed is not None:
             with _claiming:
-                _claims.remove(self.memory.identities)
-            self.claimed = False
+                _claims[:] = [claim for claim in _claims if claim is not self.claimed]
+            self.claimed = None
         if failed is not None:
             raise failed
+
+
+def _already(tensor: str) -> FaultError:
+    return FaultError(
+        f"faults are already applied to this model (tensor {tensor!r}); "
+        "leave that `with faults.applied(...)` block before entering another"
+    )

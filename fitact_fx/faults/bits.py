@@ -15,7 +15,7 @@ def chosen_bits(bits: Bits, stored: Format) -> tuple[int, ...]:
     if bits is None:
         return tuple(range(stored.bits))
     chosen: set[int] = set()
-    for each in [bits] if isinstance(bits, str | int) else bits:
+    for each in _several(bits):
         if isinstance(each, str):
             if each not in stored.fields:
                 raise FaultError(known(f"field of {stored.name}", each, stored.fields))
@@ -33,5 +33,10 @@ def among(bits: Bits) -> str:
     """` among the exponent bits`, or nothing for all bits."""
     if bits is None:
         return ""
-    given = [bits] if isinstance(bits, str | int) else list(bits)
-    return f" among {', '.join(f'bit {each}' if isinstance(each, int) else f'the {each} bits' for each in given)}"
+    words = (f"the {each} bits" if isinstance(each, str) else f"bit {each}" for each in _several(bits))
+    return f" among {', '.join(words)}"
+
+
+def _several(bits: str | int | Sequence[str | int]) -> Sequence[str | int]:
+    # Not isinstance(bits, int): NumPy's numbers are whole numbers too.
+    return [bits] if isinstance(bits, str) or hasattr(bits, "__index__") else bits  # type: ignore[list-item]

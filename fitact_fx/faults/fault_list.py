@@ -13,9 +13,11 @@ from torch import nn
 from fitact_fx.errors import FaultError
 from fitact_fx.faults import applying, storing
 from fitact_fx.faults.effects import FLIP, Effect, find_effect
+from fitact_fx.faults.fault_table import table
 from fitact_fx.faults.formats import Format, find_format
 from fitact_fx.faults.memory import Memory
 from fitact_fx.faults.tensor_faults import Rows, TensorFaults
+from fitact_fx.injected import NodeName
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,15 +93,13 @@ class FaultList:
         get back the very bits they had; so neither train, move nor cast the model inside. Autograd takes
         both for in-place changes. Faults in activations are loaded into the nodes that `inject` put there, and
         the faults that were loaded before come back behind the block. A model wrapped by `torch.compile` is
-        its original. What the list has to fit is looked up once per model; `Memory.of(model)` in the model's
-        place saves even asking whether that is still so.
+        its original. Whether all of the list fits is looked up once per model, and each time for what is hit;
+        `Memory.of(model)` in the model's place saves even that, and the scales of int8.
 
-        FaultError, before anything is changed, if a tensor of the list is missing in the model, has
+        FaultError on the way in, before anything is changed, if a tensor of the list is missing in the model, has
         another shape, or cannot hold the format; or if faults are applied to the model already.
         """
-        memory = Memory.known(model, self.hits)
-        memory.require(self.shapes, self.format)
-        return applying.Applied(memory, self.format, self.effect, self.hits)
+        return applying.Applied(model, self.shapes, self.format, self.effect, self.hits)
 
     def restricted_to(self, model: nn.Module | Memory) -> "FaultList":
         """The part on tensors that `model` has too: of a hardened model's list, what fits the plain one.
@@ -120,7 +120,7 @@ class FaultList:
         """
         tensors = []
         for one in self.tensors:
-            if "@" not in one.name:
+            if NodeName.parse(one.name) is None:
                 raise FaultError(f"tensor {one.name!r} is no activation: its faults stay for every inference")
             if not 0 <= start < stop <= one.shape[0]:
                 raise FaultError(f"inferences {start} to {stop} lie outside the {one.shape[0]} of {one.name!r}")
@@ -132,18 +132,7 @@ class FaultList:
 
     def table(self, limit: int = 20) -> str:
         """The first `limit` faults as text: tensor, element, its index, and the bit with its field or the word."""
-        from tabulate import tabulate
-
-        shown = self.rows[:limit]
-        field_of = {bit: name for name, bits in self.format.fields.items() for bit in bits}
-        what = ("word",) if self.effect.of_word else ("bit", "field")
-        rows = []
-        for name, element, value in shown:
-            index = ", ".join(map(str, np.unravel_index(element, self.shapes[name])))
-            digits = (f"0x{value:0{-(-self.format.bits // 4)}x}",) if self.effect.of_word else (value, field_of[value])
-            rows.append((name, element, f"[{index}]", *digits))
-        more = f"\n... and {len(self) - len(shown)} more" if len(self) > len(shown) else ""
-        return tabulate(rows, headers=("tensor", "element", "index", *what), disable_numparse=True) + more
+        return table(self, limit)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, in one go: `path` holds all of it or what it held before.

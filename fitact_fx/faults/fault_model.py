@@ -7,11 +7,12 @@ keyed by (seed, trial, tensor name).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from math import ceil, prod, sqrt
 from operator import index
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,17 +51,17 @@ class FaultModel(ABC):
     places: Sequence[Place] | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(getattr(self, field.name), list | range):  # a frozen value holds nothing that can be changed
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        for field in fields(self):  # a frozen value holds nothing that can be changed
+            if isinstance(getattr(self, field.name), Iterable) and not isinstance(getattr(self, field.name), str):
+                object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
         given = [name for name in ("rate", "count", "places") if getattr(self, name) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "none of them"
             raise FaultError(f"{type(self).__name__} takes one of rate, count and places; got {got}")
-        if self.rate is not None and not 0 <= self.rate <= 1:  # false for NaN too
-            raise FaultError(f"a bit error rate lies between 0 and 1; got {self.rate}")
-        if self.count is not None and index(self.count) < 0:
-            raise FaultError(f"a count of faults is not negative; got {self.count}")
+        if self.rate is not None and not (hasattr(self.rate, "__float__") and 0 <= self.rate <= 1):  # nor NaN
+            raise FaultError(f"a bit error rate lies between 0 and 1; got {self.rate!r}")
+        if self.count is not None and not (hasattr(self.count, "__index__") and self.count >= 0):
+            raise FaultError(f"a count of faults is a whole number from 0 up; got {self.count!r}")
 
     @property
     @abstractmethod
@@ -85,8 +86,9 @@ class FaultModel(ABC):
         if self.rate is not None:
             return f"{self.event}, at each place with probability {self.rate:g}, independently"
         if self.count is not None:
-            return f"{self.event}, at exactly {self.count} of all places"
-        return f"{self.event}, at {len(self.places or ())} given places"
+            return f"{self.event}, at exactly {self.count} {'place' if self.count == 1 else 'places'} drawn from all"
+        given = len(self.places or ())
+        return f"{self.event}, at {given} given {'place' if given == 1 else 'places'}"
 
     def draw(
         self,
@@ -134,6 +136,8 @@ class FaultModel(ABC):
         return max(1, min(elements, ceil(mean + 8 * sqrt(mean)) + 8))
 
     def _cells(self, memory: Memory, targets: Sequence[str | Target] | None) -> tuple[Cell, ...]:
+        if targets is not None and not targets:
+            raise FaultError("targets is empty, so there is nothing to hit;\n  leave it out for the usual ones")
         if targets is not None:
             return memory.chosen([targets] if isinstance(targets, str | Target) else targets)
         if self.places is not None:
@@ -163,6 +167,10 @@ class FaultModel(ABC):
         ends = np.cumsum([sizes[name] for name in order])
         parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
         return {name: part - (end - sizes[name]) for name, part, end in zip(order, parts, ends, strict=True)}
+
+
+def _frozen(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(_frozen(each) if isinstance(each, list | tuple) else each for each in values)
 
 
 def _raw_words(seed: int, trial: int, name: str, count: int) -> NDArray[np.uint64]:

@@ -16,7 +16,7 @@ from fitact_fx.errors import FaultError
 from fitact_fx.faults.activation_cell import ActivationCell
 from fitact_fx.faults.formats import Format
 from fitact_fx.faults.targets import Target
-from fitact_fx.faults.tensor_cell import TensorCell
+from fitact_fx.faults.tensor_cell import COMPILED, TensorCell, place_of
 from fitact_fx.faults.tensor_faults import TensorFaults
 from fitact_fx.injected import Injected
 
@@ -31,7 +31,7 @@ class Memory:
     """All that can be hit in one model: the very tensors, and the injection nodes.
 
     Made once, it can stand for the model in many trials; make it anew after moving the model, casting
-    it, setting its bounds or replacing one of its parts.
+    it, setting its bounds, writing to its weights or replacing one of its parts.
 
     `cells` holds everything once, in the model's order; `names` leads to it from every name it has.
     """
@@ -39,7 +39,7 @@ class Memory:
     cells: tuple[Cell, ...]
     names: Mapping[str, Cell]
     shapes: Shapes
-    identities: frozenset[int]
+    places: frozenset[tuple[object, ...]]
     _unfit: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
@@ -53,21 +53,41 @@ class Memory:
             raise FaultError(f"{type(model).__name__} has no parameters and no bounds: nothing for a fault to hit")
         names = {name: cell for cell in cells for name in cell.names}
         shapes = MappingProxyType({name: cell.shape for name, cell in names.items()})
-        made = cls(cells, MappingProxyType(names), shapes, frozenset(cell.identity for cell in cells))
+        made = cls(cells, MappingProxyType(names), shapes, frozenset(cell.place for cell in cells))
         _KNOWN[model] = made
         return made
 
     @classmethod
-    def known(cls, target: "nn.Module | Memory", hits: Sequence[TensorFaults]) -> "Memory":
-        """The same, remembered from last time if what is hit is still in its place."""
+    def fitting(
+        cls, target: "nn.Module | Memory", shapes: Shapes, hits: Sequence[TensorFaults], stored: Format
+    ) -> "Memory":
+        """The memory of a model, which has all of `shapes` and can hold that format; FaultError otherwise.
+
+        Remembered from last time, if what is hit is still in its place.
+        """
         if isinstance(target, Memory):
+            target.require(shapes, stored)
             return target
         model = _uncompiled(target)
         known = _KNOWN.get(model)
-        if known is None:
-            return cls.of(model)
-        cells = [known.names.get(one.name) for one in hits]
-        return known if all(cell is not None and cell.is_current(model) for cell in cells) else cls.of(model)
+        if known is not None and known.is_current(model, hits):
+            try:
+                known.require(shapes, stored)
+                return known
+            except FaultError:  # for what the model was, perhaps, and is no more
+                del _KNOWN[model]
+        made = cls.of(model)
+        made.require(shapes, stored)
+        return made
+
+    def is_current(self, model: nn.Module, hits: Sequence[TensorFaults]) -> bool:
+        """Whether the model still has what is hit, where it was; scales are worked out anew."""
+        for one in hits:
+            cell = self.names.get(one.name)
+            if cell is None or not cell.is_current(model, one.name):
+                return False
+            cell.forget()
+        return True
 
     def chosen(self, targets: Sequence[str | Target]) -> tuple[Cell, ...]:
         """The cells that these targets mean, in the model's order. FaultError for one that means none."""
@@ -79,7 +99,8 @@ class Memory:
 
     def require(self, shapes: Shapes, stored: Format) -> None:
         """FaultError unless each name is there, of that shape, and able to hold numbers of that format."""
-        if shapes.items() <= self.shapes.items() and self._misfits(stored).isdisjoint(shapes):
+        untied = len(self.names) == len(self.cells)
+        if untied and shapes.items() <= self.shapes.items() and self._misfits(stored).isdisjoint(shapes):
             return
         for name, shape in shapes.items():
             cell = self.find(name)
@@ -88,6 +109,15 @@ class Memory:
             misfit = cell.misfit(stored)
             if misfit is not None:
                 raise FaultError(f"tensor {name!r} {misfit}")
+        self._refuse_tied(shapes)
+
+    def _refuse_tied(self, shapes: Shapes) -> None:
+        """A tied tensor has one name in a list; under two, its faults would undo each other."""
+        seen: dict[int, str] = {}
+        for name in shapes:
+            other = seen.setdefault(id(self.names[name]), name)
+            if other != name:
+                raise FaultError(f"tensors {other!r} and {name!r} of the fault list are tied in the model; {_SHARED}")
 
     def _misfits(self, stored: Format) -> frozenset[str]:
         """The names of what cannot hold that format; worked out once."""
@@ -131,33 +161,34 @@ def _fits(cell: Cell, shape: tuple[int, ...]) -> bool:
 
 def _uncompiled(model: nn.Module) -> nn.Module:
     """What torch.compile wraps, under whose own names everything is."""
-    inner = model._modules.get("_orig_mod")
-    return model if inner is None else inner
+    if not isinstance(model, nn.Module):
+        raise FaultError(f"faults hit an nn.Module; got a {type(model).__name__}")
+    inner = model._modules.get(COMPILED)
+    return model if inner is None else _uncompiled(inner)
 
 
 def _tensor_cells(model: nn.Module) -> Iterator[TensorCell]:
-    kinds: dict[int, str] = {}
-    tensors: dict[int, Tensor] = {}
-    names: defaultdict[int, list[str]] = defaultdict(list)
+    found: dict[tuple[object, ...], tuple[str, Tensor]] = {}
+    names: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
     for kind, name, tensor in _named_tensors(model):
         if is_lazy(tensor):
             raise FaultError(f"tensor {name!r} has no shape yet; run the model once before drawing faults")
-        kinds.setdefault(id(tensor), kind)
-        tensors[id(tensor)] = tensor
-        names[id(tensor)].append(name)
-    for key, tensor in tensors.items():
-        yield TensorCell(min(names[key]), kinds[key], tuple(names[key]), tensor, tuple(tensor.shape), tensor.dtype)
+        place = place_of(tensor)
+        found.setdefault(place, (kind, tensor))
+        names[place].append(name.replace(f"{COMPILED}.", ""))
+    for place, (kind, tensor) in found.items():
+        every = tuple(names[place])
+        yield TensorCell(min(every), kind, every, tensor, tuple(tensor.shape), tensor.dtype, place)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield "parameters", name, parameter
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Injected):
-            continue
         for name, buffer in module._buffers.items():
             kind = "bounds" if isinstance(module, Bounded) and name in SIDES else "buffers"
-            if buffer is not None and _holds_numbers(buffer):
+            # What is not saved is made again by the code, or by tracing: variants of a model do not share it.
+            if buffer is not None and name not in module._non_persistent_buffers_set and _holds_numbers(buffer):
                 yield kind, f"{path}.{name}" if path else name, buffer
 
 

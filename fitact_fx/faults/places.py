@@ -1,7 +1,7 @@
 """Faults at exact places: from what a user writes to positions in a tensor's memory."""
 
 from collections.abc import Mapping, Sequence
-from operator import index
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -40,22 +40,23 @@ def positions_of(
 
 
 def _way(place: Place, ways: Integers) -> int:
-    (at,) = np.nonzero(ways == index(place[2]))
-    if not len(at):
+    bits = ways.tolist()
+    if place[2] not in bits:
         raise FaultError(f"place {place!r}: bit {place[2]} is not one that can be hit, which are {_spans(ways)}")
-    return int(at[0])
+    return bits.index(place[2])
 
 
 def _element(place: Place, shape: tuple[int, ...]) -> int:
-    given = place[1]
-    try:
-        if isinstance(given, tuple | list):
-            return int(np.ravel_multi_index(tuple(map(index, given)), shape)) if given or not shape else -1
-        element = index(given)
-        np.unravel_index(element, shape or (1,))
-    except ValueError as error:
-        raise FaultError(f"place {place!r} lies outside its tensor, whose shape is {shape}") from error
-    return element
+    by_index = isinstance(place[1], tuple | list)
+    given: Sequence[Any] = place[1] if by_index else (place[1],)
+    sizes: tuple[int, ...] = shape if by_index else (prod(shape),)
+    whole = all(hasattr(each, "__index__") for each in given)
+    if not whole or len(given) != len(sizes) or any(not 0 <= i < n for i, n in zip(given, sizes, strict=True)):
+        raise FaultError(f"place {place!r} lies outside its tensor, whose shape is {shape}")
+    element = 0
+    for position, size in zip(given, sizes, strict=True):
+        element = element * size + position
+    return int(element)
 
 
 def _spans(ways: Integers) -> str:

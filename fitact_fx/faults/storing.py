@@ -7,7 +7,8 @@ Two arrays, one entry per fault, tensor after tensor: `elements` (int64, counted
 - `effect`: what `values` are and what is done with them. "flip", "stuck-at-0" and "stuck-at-1": the bit of the
   element's word, 0 the least significant; "word": the word that takes its place
 - `tensors`: a list of `name`, `shape` and `faults`, the number of entries in the arrays that are its own. Activations
-  are called `<place in the model>@after` or `@before`, which is the side of the bound
+  are called `<place in the model>@after` or `@before`, which is the side of the bound, with `:permanent` behind it if
+  every sample is hit
 - `fingerprint`: BLAKE2b of the sorted [name, shape] pairs as JSON; `checksum`: BLAKE2b of everything
 - `fault`, `seed`, `trial`: where the faults come from; `fault` is a sentence for people
 """

@@ -12,8 +12,8 @@ KINDS = ("parameters", "buffers", "bounds", "activations")
 class Target:
     """All tensors of one kind whose names match a glob; FaultError for an unknown kind.
 
-    `parameters`; `buffers`, which are the numbers a model keeps beside them (BatchNorm's statistics, int8
-    weights), without counters and masks; `bounds` of a hardened model; `activations` where `inject` put a node.
+    `parameters`; `buffers`, which are the numbers a model keeps and saves beside them (BatchNorm's statistics,
+    int8 weights), without counters and masks; `bounds` of a hardened model; `activations` where `inject` put a node.
     """
 
     kind: str

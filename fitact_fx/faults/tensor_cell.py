@@ -19,7 +19,12 @@ from fitact_fx.faults.formats import Format
 from fitact_fx.faults.tensor_faults import Elements, Masks, TensorFaults, Words
 from fitact_fx.injected import RAW, written_back
 
+COMPILED = "_orig_mod"  # under which torch.compile keeps the module that it wraps
+
 Stamp = tuple[int, int]
+
+
+Place = tuple[object, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,8 @@ class TensorCell:
     """One tensor of a model, as it was when the model's memory was looked through.
 
     `name` is the first of its `names` in alphabetical order: the order of registration differs between a
-    model and its hardened variant. `kind` is one of `targets.KINDS`.
+    model and its hardened variant. `kind` is one of `targets.KINDS`; `place` is equal for tensors that are tied, as
+    one object or over the same storage, in whichever model.
     """
 
     name: str
@@ -36,15 +42,13 @@ class TensorCell:
     tensor: Tensor
     shape: tuple[int, ...]
     dtype: torch.dtype
+    place: Place
     _scales: dict[Format, tuple[Stamp, Tensor]] = field(default_factory=dict)
-
-    @property
-    def identity(self) -> int:
-        """Equal for cells over the same object, in whichever model."""
-        return id(self.tensor)
 
     def misfit(self, stored: Format) -> str | None:
         """Why this tensor cannot be thought of as stored in that format; None if it can."""
+        if any(stride == 0 and size > 1 for size, stride in zip(self.shape, self.tensor.stride(), strict=True)):
+            return "is expanded: several of its elements are one number in memory; give it memory with .contiguous()"
         if self.dtype in stored.dtypes:
             return None
         found, *fitting = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, *stored.dtypes))
@@ -53,15 +57,21 @@ class TensorCell:
             f"choose another format, or convert the model to {' or '.join(fitting)}"
         )
 
-    def is_current(self, model: nn.Module) -> bool:
-        """Whether `model` still has this very tensor under this name, of the same shape and type."""
+    def is_current(self, model: nn.Module, name: str) -> bool:
+        """Whether `model` still has this tensor under that name, of the same shape and type."""
         owner: nn.Module | None = model
-        *path, last = self.name.split(".")
+        *path, last = name.split(".")
         for step in path:
             owner = None if owner is None else owner._modules.get(step)
-        if owner is None or self.tensor is not owner._parameters.get(last, owner._buffers.get(last)):
+            owner = owner if owner is None else owner._modules.get(COMPILED, owner)
+        if owner is None:
             return False
-        return self.tensor.dtype == self.dtype and self.tensor.shape == self.shape
+        found = owner._parameters.get(last, owner._buffers.get(last))
+        return found is not None and place_of(found) == self.place
+
+    def forget(self) -> None:
+        """Work out scales anew: the tensor may have been written to in a way that leaves no trace (`.data`)."""
+        self._scales.clear()
 
     def hit(self, stored: Format, effect: Effect, faults: TensorFaults, undo: list[Callable[[], None]]) -> None:
         """Put the faults in; what is added to `undo` puts back what was there."""
@@ -142,6 +152,11 @@ class OnDevice:
 
     def _there(self, places: Elements) -> Tensor:
         return torch.from_numpy(places.copy()).to(self.raw.device)  # a copy: torch wants to own what it could write to
+
+
+def place_of(tensor: Tensor) -> Place:
+    """Equal for tensors that are the same numbers in memory; of a tensor without memory, the object itself."""
+    return tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _stamp(tensor: Tensor) -> Stamp | None:

@@ -38,7 +38,8 @@ class Burst(FaultModel):
 
     def ways(self, stored: Format) -> tuple[int, ...]:
         allowed = chosen_bits(self.bits, stored)
-        starts = tuple(bit for bit in allowed if set(range(bit, bit + self.width)) <= set(allowed))
+        width = min(self.width, stored.bits + 1)  # however wide, it does not fit
+        starts = tuple(bit for bit in allowed if set(range(bit, bit + width)) <= set(allowed))
         if not starts:
             raise FaultError(f"a burst of {self.width} adjacent bits fits nowhere{among(self.bits)} of {stored.name}")
         return starts

@@ -9,14 +9,14 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fitact_fx.errors import FaultError, known
 
-__all__ = ["Format", "find_format"]
+__all__ = ["Format", "find_format", "names"]
 
 
 class Format(Protocol):
@@ -63,9 +63,17 @@ class Format(Protocol):
 @lru_cache(maxsize=64)
 def find_format(name: str) -> Format:
     """The format called `name`, such as "float32" or "q15.16". FaultError lists the valid ones."""
-    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    for module in modules:
+    for module in _modules():
         found: Format | None = module.parse(name)
         if found is not None:
             return found
-    raise FaultError(known("format", name, [each for module in modules for each in module.NAMES]))
+    raise FaultError(known("format", name, names()))
+
+
+def names() -> tuple[str, ...]:
+    """What a user may write for a format."""
+    return tuple(sorted(name for module in _modules() for name in module.NAMES))
+
+
+def _modules() -> list[Any]:
+    return [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
