@@ -8,13 +8,14 @@ from typing import Any
 import torch
 import torchvision
 from injection_cases import FORWARDS, IMAGES, Check
-from injection_peers import PEERS
+from injection_peers import PEERS, Seu
 from tabulate import tabulate
 
 LIMIT = 3.0
 DRAW_LIMIT = 20.0  # ms
 MEMORY_LIMIT = 1_000_000
 OURS, BARE = "ours", "bare XOR"
+LOOP = "ours, in a loop"
 COLD = ", behind a forward"
 
 
@@ -59,7 +60,9 @@ def _conditions() -> str:
         "*Fresh list*: each trial applies a list "
         "that was never applied before, its drawing not counted, while the bare XOR keeps its one list. "
         "*Behind a forward*: the same right after a forward of 128 images, as between two trials of a campaign; what "
-        "others do behind a forward is compared with ours behind a forward."
+        "others do behind a forward is compared with ours behind a forward. *In a loop*: like the loop of "
+        f"{Seu.name} over every element of the first weight, one after the other, each with a list that was never "
+        "applied before; that tool's loop is compared with this."
     )
 
 
@@ -71,7 +74,8 @@ def _ratios(found: Any) -> str:
         row["the same, behind a forward"] = f"{medians[OURS + COLD] / medians[BARE + COLD]:.2f}"
         row["ours, fresh list / bare XOR"] = f"{medians[OURS + ', fresh list'] / medians[BARE]:.2f}"
         for name in _peer_rows(found):
-            ours = medians[OURS + COLD if name.endswith(COLD) else OURS]
+            like = OURS + COLD if name.endswith(COLD) else LOOP if name == Seu.name else OURS
+            ours = medians.get(like, medians[OURS])
             row[f"{name} / ours (above 1)"] = _over(medians[name], ours) if name in medians else "no"
         rows.append(row)
     return _transposed(rows)
@@ -106,7 +110,7 @@ def _times(found: Any) -> str:
         row = {"tool": name}
         for case, trials in found.trials.items():
             reason = found.refused.get(case, {}).get(name.removesuffix(", alone").removesuffix(COLD), "")
-            row[case] = _spread(trials[name]) if name in trials else f"no: {reason}"
+            row[case] = _spread(trials[name]) if name in trials else f"no: {reason}" if reason else ""
         rows.append(row)
     return _table(rows)
 

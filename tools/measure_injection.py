@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
 import torchvision
 from injection_activations import RATE, bare_on_relus, ours_on_relus
@@ -30,7 +31,7 @@ from injection_peers import PEERS, Mrfi, Peer, Seu, installed, mrfi_on_relus
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitact_fx.faults import BitFlip, FaultList
+from fitact_fx.faults import BitFlip, FaultList, TensorFaults, find_format
 
 RATES = (1e-6, 1e-5)
 REPEATS = 40  # of what takes about a millisecond, in each round
@@ -109,7 +110,8 @@ def _ours(model: nn.Module, case: Case, batch: Tensor) -> dict[str, tuple[Trial,
 
         return both
 
-    return {
+    one_by_one = {} if case.rate is not None else {"ours, in a loop": (_loop(model), 4)}
+    return one_by_one | {
         "bare XOR": (bare, REPEATS),
         "ours": (lambda: applied(case.faults), REPEATS),
         "ours, fresh list": (lambda: applied(case_of(model, case.rate, next(numbers)).faults), REPEATS),
@@ -117,6 +119,25 @@ def _ours(model: nn.Module, case: Case, batch: Tensor) -> dict[str, tuple[Trial,
         "bare XOR, behind a forward": (behind_forward(bare), REPEATS // 8),
         "ours, behind a forward": (behind_forward(lambda: applied(case.faults)), REPEATS // 8),
     }
+
+
+def _loop(model: nn.Module) -> Trial:
+    """One bit of every element of the first weight in turn, as seu-injection-framework's loop does; the mean of all."""
+    name, weight = next(iter(model.named_parameters()))
+    shape, stored = tuple(weight.shape), find_format("float32")
+
+    def one(element: int) -> FaultList:
+        return FaultList(stored, (TensorFaults(name, shape, np.array([element]), np.array([30], np.uint32)),))
+
+    def trial() -> float:
+        lists = [one(element) for element in range(weight.numel())]
+        started = perf_counter()
+        for faults in lists:
+            with faults.applied(model):
+                pass
+        return (perf_counter() - started) / len(lists)
+
+    return trial
 
 
 def _bare(model: nn.Module, faults: FaultList) -> Trial:

@@ -43,7 +43,7 @@ def _way(place: Place, ways: Integers) -> int:
     bits = ways.tolist()
     if place[2] not in bits:
         raise FaultError(f"place {place!r}: bit {place[2]} is not one that can be hit, which are {_spans(ways)}")
-    return bits.index(place[2])
+    return int(bits.index(place[2]))
 
 
 def _element(place: Place, shape: tuple[int, ...]) -> int:

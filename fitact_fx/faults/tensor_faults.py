@@ -36,8 +36,6 @@ class WordFault(NamedTuple):
 
 Row = Fault | WordFault
 
-_WORDS = {8: np.int8, 16: np.int16, 32: np.int32}  # bits -> what words of so many bits, or less, are encoded as
-
 
 class Masks(NamedTuple):
     """Each hit element once, (m,) int64, and what is cleared and flipped in its word, (m,) in the words' own type.
@@ -99,12 +97,11 @@ class TensorFaults:
             elements, hit = self.elements, self.values.astype(np.int64)
             if not effect.of_word:
                 hit = np.left_shift(1, hit)
-                first = elements[1:] != elements[:-1]
-                if not first.all():  # one word may have several bits that are hit
-                    starts = np.flatnonzero(np.concatenate([[True], first]))
+                if len(hit) > 1 and not (elements[1:] != elements[:-1]).all():  # several bits of one word are hit
+                    starts = np.flatnonzero(np.diff(elements, prepend=-1))
                     elements, hit = elements[starts], np.bitwise_or.reduceat(hit, starts)
             clear, flip = effect.masks(hit)
-            dtype = next(dtype for width, dtype in _WORDS.items() if bits <= width)
+            dtype = np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32
             self._masks[key] = Masks(elements, None if clear is None else clear.astype(dtype), flip.astype(dtype))
         return self._masks[key]
 
