@@ -91,6 +91,15 @@ def written_apart(node: Node) -> Node | None:
     return None
 
 
+def is_overwritten(node: Node) -> bool:
+    """Whether something later writes to this value, or to what may be a view of it."""
+    return any(
+        overwrites_input(user) and user.all_input_nodes[:1] == [member]
+        for member in _derived(node)
+        for user in member.users
+    )
+
+
 def _derived(node: Node) -> set[Node]:
     """The node and whatever may be a view of it, made from it."""
     derived, frontier = {node}, [node]

@@ -1,5 +1,8 @@
 """Errors and warnings. Every message names the place, the user's own source line and the remedy."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class FitactError(Exception):
     """Anything this library refuses; catch this one to catch them all."""
@@ -41,3 +44,9 @@ def site_message(name: str, source: str, problem: str, remedy: str) -> str:
 def known(word: str, name: str, names: object) -> str:
     """`unknown scheme 'x'; choose one of a, b`: the one sentence for a name that is not in a list."""
     return f"unknown {word} {name!r}; choose one of {', '.join(sorted(map(str, names)))}"  # type: ignore[call-overload]
+
+
+def close_to(name: str, names: Iterable[str]) -> str:
+    """` (close: layer1.0.conv1, ...)`, for a name or a glob that is not among `names`; nothing if none is close."""
+    close = get_close_matches(name.replace("*", ""), list(names), cutoff=0.4)
+    return f" (close: {', '.join(close)})" if close else ""

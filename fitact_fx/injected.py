@@ -4,6 +4,8 @@ Its faults are tensors, drawn elsewhere and loaded into buffers of a fixed size,
 nothing. So a new trial changes no shape, and compiled code runs it without being compiled again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,7 +23,7 @@ class WordFormat(Protocol):
     def name(self) -> str: ...
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]: ...
-    def scale(self, values: Tensor) -> Tensor | None: ...
+    def scale(self, values: Tensor, *, each: bool = False) -> Tensor | None: ...
     def encode(self, values: Tensor, scale: Tensor | None = None) -> Tensor: ...
     def decode(self, words: Tensor, scale: Tensor | None = None) -> Tensor: ...
 
@@ -63,18 +65,23 @@ class Injected(nn.Module):
     input is never written to. A smaller batch than the one that faults were drawn for is its beginning: faults
     of the missing samples are left out. `permanent` faults hit the same element of every sample.
 
+    `overwritten` is whether something behind it writes to its result in place.
+
     `rows` (rank + 2, capacity) int64 holds a fault per column: the element's index in each dimension, then
     `keep` and `flip`. Columns ascend by index; those behind the first `hits` are padding, and do nothing.
     """
 
     rows: Tensor
 
-    def __init__(self, point: str, where: str, source: str, stored: WordFormat, *, permanent: bool) -> None:
+    def __init__(
+        self, point: str, where: str, source: str, stored: WordFormat, *, permanent: bool, overwritten: bool = False
+    ) -> None:
         super().__init__()
         self.name = str(NodeName(point, where, permanent))
         self.source = source
         self.format = stored
         self.permanent = permanent
+        self.overwritten = overwritten
         self.shape: tuple[int, ...] | None = None
         self.observing = False
         self.hits, self.clears = 0, False
@@ -85,8 +92,9 @@ class Injected(nn.Module):
         if not shape:
             raise self._error("its value has no dimensions", "inject at a value with at least a batch dimension")
         self.shape = (1, *shape[1:]) if self.permanent else shape
-        self.rows = torch.zeros(len(shape) + 2, capacity, dtype=torch.int64, device=device)
-        self.rows[-2] = -1
+        with torch.inference_mode(False):  # an inference tensor could not be written to outside of that mode
+            self.rows = torch.zeros(len(shape) + 2, capacity, dtype=torch.int64, device=device)
+            self.rows[-2] = -1
 
     @property
     def loaded(self) -> Tensor:
@@ -104,16 +112,17 @@ class Injected(nn.Module):
                 f"activation {self.name!r} has room for {capacity} hit elements and the fault list has {hits};\n"
                 f"  inject with capacity={hits} or more"
             )
-        if hits < self.hits:
-            padding = self.rows[:, hits : self.hits]
-            padding.zero_()
-            padding[-2] = -1
+        # The number goes up first and down last: an interrupt leaves no fault that the next `load` would not find.
+        self.hits, self.clears = max(hits, self.hits), True
+        padding = self.rows[:, hits : self.hits]
+        padding.zero_()
+        padding[-2] = -1
         self.rows[:, :hits] = rows
         self.hits, self.clears = hits, clears
 
     def forward(self, values: Tensor) -> Tensor:
         self._check(values)
-        if self.observing:
+        if self.observing or values.shape[0] == 0:
             return values
         faulty = self._in_graph(values) if torch.compiler.is_compiling() else self._eagerly(values)
         if not values.requires_grad or faulty is values:
@@ -128,10 +137,11 @@ class Injected(nn.Module):
         if not self.permanent and self.shape is not None and len(values) < self.shape[0]:
             hits = int((self.rows[0, :hits] < len(values)).sum())
         if hits == 0:
-            return values
+            # What writes to the result in place must not reach the input, which may be the caller's.
+            return values.clone() if self.overwritten else values
         *index, keep, flip = self.rows[:, :hits].unbind(0)
         raw, places = values.detach().view(RAW[values.element_size()]), self._places(index, values)
-        broken = self._broken(raw[places], keep if self.clears else None, flip, values)
+        broken = self._broken(raw[places], places[0], keep if self.clears else None, flip, values)
         return raw.index_put(places, broken).view(values.dtype)
 
     def _in_graph(self, values: Tensor) -> Tensor:
@@ -147,7 +157,7 @@ class Injected(nn.Module):
         # Differences are added, and not words put, so that padding, which all points to one element, does nothing to
         # it. Integers wrap: a difference is exact whatever the words are. They are collected apart, because the
         # inductor of torch 2.15 loses what index_put adds to a computed tensor that is viewed as another type.
-        difference = torch.where(touched, self._broken(before, keep, flip, values) - before, 0)
+        difference = torch.where(touched, self._broken(before, places[0], keep, flip, values) - before, 0)
         return (raw + torch.zeros_like(raw).index_put(places, difference, accumulate=True)).view(values.dtype)
 
     def _places(self, index: list[Tensor], values: Tensor) -> tuple[Tensor, ...]:
@@ -155,9 +165,10 @@ class Injected(nn.Module):
         sample, *others = index
         return (torch.arange(len(values), device=sample.device)[:, None] if self.permanent else sample, *others)
 
-    def _broken(self, raw: Tensor, keep: Tensor | None, flip: Tensor, values: Tensor) -> Tensor:
+    def _broken(self, raw: Tensor, sample: Tensor, keep: Tensor | None, flip: Tensor, values: Tensor) -> Tensor:
         """What the raw words of some of the values become; without `keep`, all of their bits are kept."""
-        scale = self.format.scale(values.detach())
+        scale = self.format.scale(values.detach(), each=True)
+        scale = scale if scale is None or scale.ndim == 0 else scale.reshape(-1)[sample]
         words = self.format.encode(raw.view(values.dtype), scale)
         kept = words if keep is None else words & keep.to(words.dtype)
         return written_back(self.format.decode(kept ^ flip.to(words.dtype), scale), values.dtype).view(raw.dtype)
@@ -185,3 +196,16 @@ class Injected(nn.Module):
     def extra_repr(self) -> str:
         room = "not prepared" if self.shape is None else f"{self.shape}, room for {self.rows.shape[1]}"
         return f"{self.name}, {self.format.name}, {room}"
+
+
+@contextmanager
+def clean(model: nn.Module) -> Iterator[None]:
+    """Inside, the injection nodes of `model` let everything pass as it is."""
+    nodes = [module for module in model.modules() if isinstance(module, Injected) and not module.observing]
+    for node in nodes:
+        node.observing = True
+    try:
+        yield
+    finally:
+        for node in nodes:
+            node.observing = False

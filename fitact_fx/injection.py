@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_map
 
 from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import exchanged
-from fitact_fx.errors import SiteError
+from fitact_fx.errors import FaultError, FitactError, SiteError
 from fitact_fx.faults.fault_model import FaultModel
-from fitact_fx.faults.formats import Format, find_format
+from fitact_fx.faults.formats import Format, as_format
 from fitact_fx.faults.memory import Memory
+from fitact_fx.faults.places import is_whole
 from fitact_fx.faults.targets import Target
 from fitact_fx.injected import Injected
 from fitact_fx.ownership import owned_copy
@@ -56,10 +57,15 @@ def inject(
     `permanent` ones hit the same element of every sample. `capacity` is the number of elements that one node
     can hit in a trial (by default enough for `fault`); a list with more is refused.
 
-    Parameters are shared with `model`. Raises TracingError for a model that has no graph, FaultError for a glob
-    that matches nothing and for a fault that cannot be drawn, SiteError for a value that cannot be injected into.
+    Parameters are shared with `model`, and its forward hooks run on the example inputs too. Raises TracingError for
+    a model that has no graph, FaultError for a glob that matches nothing, for inputs that the model does not take and
+    for a fault that cannot be drawn, SiteError for a value that cannot be injected into.
     """
-    stored = find_format(format) if isinstance(format, str) else format
+    if not isinstance(fault, FaultModel):
+        raise FaultError(f"fault is {fault!r};\n  give a value, such as BitFlip(count=1)")
+    if capacity is not None and (not is_whole(capacity) or capacity < 1):
+        raise FaultError(f"capacity is a whole number from 1 up; got {capacity!r}")
+    stored = as_format(format)
     graph_module = owned_copy(model) if isinstance(model, TracedModule) else trace(model)
     assert isinstance(graph_module, GraphModule)
     globs = (at,) if isinstance(at, str) else tuple(at)
@@ -108,11 +114,15 @@ class _FirstRun:
         if torch.compiler.is_compiling():
             remedy = "give fitact_fx.inject example_inputs, or run what it returned once before compiling it"
             raise SiteError(f"no faults are drawn yet, since the shapes of activations are not known;\n  {remedy}")
-        hooks = faulty._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if hook is self]:
-            del hooks[key]
         assert isinstance(faulty, GraphModule)
         self.trial.load(faulty, args, kwargs)
+        _drop_hooks(faulty, self)  # only now: a call that failed has drawn nothing
+
+
+def _drop_hooks(faulty: nn.Module, *hooks: _FirstRun) -> None:
+    registered = faulty._forward_pre_hooks
+    for key in [key for key, hook in registered.items() if hook in hooks]:
+        del registered[key]
 
 
 def _nodes(faulty: nn.Module) -> dict[str, Injected]:
@@ -133,11 +143,20 @@ def _activations(faulty: GraphModule, args: tuple[Any, ...], kwargs: dict[str, A
         seen[node.name] = _Seen(tuple(output.shape), output.device)
 
     own = owned_copy(faulty)
+    _drop_hooks(own, *(hook for hook in own._forward_pre_hooks.values() if isinstance(hook, _FirstRun)))
     for node in _nodes(own).values():
         node.observing = True
         node.register_forward_hook(note)
     # The model may overwrite what it is called with, and update its statistics.
     args, kwargs = tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, (args, kwargs))
-    with torch.no_grad(), random_states_kept(), exchanged(own, Pass()):
-        own(*args, **kwargs)
+    try:
+        with torch.no_grad(), random_states_kept(), exchanged(own, Pass()):
+            own(*args, **kwargs)
+    except FitactError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        remedy = "give inputs that the model takes"
+        raise FaultError(
+            f"the model raised {type(error).__name__} on its example inputs: {error};\n  {remedy}"
+        ) from error
     return seen

@@ -6,13 +6,12 @@ of the network by the name of the argument.
 """
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch.fx import GraphModule, Node
 
 from fitact_fx.bounded import Bounded
-from fitact_fx.errors import FaultError
+from fitact_fx.errors import FaultError, close_to
 from fitact_fx.injected import Injected
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, called_name, free_name
@@ -50,12 +49,15 @@ def matching_points(graph_module: GraphModule, globs: Sequence[str]) -> dict[str
     points = find_points(graph_module)
     sites = activation_names(graph_module).values()
     chosen: set[str] = set()
+    if not globs:
+        raise FaultError("`at` names no place to inject;\n  give globs over the names of activations, such as '*'")
     for glob in [globs] if isinstance(globs, str) else globs:
         matched = [name for name in sites if fnmatchcase(name, glob)]
         matched = matched or [name for name in points if fnmatchcase(name, glob)]
         if not matched:
-            close = get_close_matches(glob, points) or list(sites)[:5] or list(points)[:5]
-            raise FaultError(f"the pattern {glob!r} matches no value of the model; there are {', '.join(close)}, ...")
+            some = ", ".join((list(sites) or list(points))[:5])
+            hint = close_to(glob, points) or f"; there are {some}, ..."
+            raise FaultError(f"the pattern {glob!r} matches no value of the model{hint}")
         chosen.update(matched)
     return {name: node for name, node in points.items() if name in chosen}
 

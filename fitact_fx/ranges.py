@@ -12,6 +12,7 @@ from fitact_fx.ambience import random_states_kept
 from fitact_fx.batches import as_batches
 from fitact_fx.bounded import Bounded, bounded_sites, exchanged
 from fitact_fx.errors import CalibrationError, site_message
+from fitact_fx.injected import clean
 from fitact_fx.policies import Pass
 
 
@@ -49,7 +50,14 @@ def observed_ranges(hard: nn.Module, data: object) -> dict[str, Range]:
     for empty data, for NaN, and for a site that never ran.
     """
     ranges = {name: Range(bounded) for name, bounded in bounded_sites(hard).items()}
-    with random_states_kept(), evaluating(hard), exchanged(hard, Pass()), _recording(ranges), torch.no_grad():
+    with (
+        random_states_kept(),
+        evaluating(hard),
+        exchanged(hard, Pass()),
+        clean(hard),
+        _recording(ranges),
+        torch.no_grad(),
+    ):
         batches = tqdm(as_batches(data), "calibrating", unit="batch", delay=2, disable=None, leave=False)
         for number, batch in enumerate(batches):
             batch.run(hard)
@@ -68,6 +76,13 @@ def _refuse_overflow(ranges: dict[str, Range], number: int) -> None:
             problem = f"its clean values hold NaN or infinity in batch {number}"
             remedy = "find out why the unhardened model computes them; no bound can be learned from them"
             raise CalibrationError(site_message(name, seen.bounded.source, problem, remedy))
+
+
+@contextmanager
+def _as_it_is(hard: nn.Module) -> Iterator[None]:
+    """Nothing bounded, and no fault in an activation."""
+    with exchanged(hard, Pass()), clean(hard):
+        yield
 
 
 @contextmanager

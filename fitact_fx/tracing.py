@@ -46,6 +46,15 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> Gr
     return traced
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
 class Modes(NamedTuple):
     """What a graph knows of training modes.
 
@@ -118,6 +127,8 @@ class TracedModule(GraphModule):
         copied._buffers.clear()
         for name, buffer in self._buffers.items():
             copied.register_buffer(name, None if buffer is None else memo[id(buffer)], persistent=name in kept)
+        for table in _HOOKS:  # which it leaves behind
+            setattr(copied, table, copy.deepcopy(getattr(self, table), memo))
         return copied
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from fitact_fx.aliasing import written_apart
+from fitact_fx.aliasing import is_overwritten, written_apart
 from fitact_fx.bounded import Bounded
 from fitact_fx.errors import FaultError, SiteError, site_message
-from fitact_fx.injected import Injected, WordFormat
+from fitact_fx.injected import Injected, NodeName, WordFormat
 from fitact_fx.nodes import called_module, free_name
 from fitact_fx.points import matching_points
 from fitact_fx.source import source_line
@@ -50,16 +50,17 @@ class Inject:
         return tuple(self._insert(graph_module, name, node) for name, node in points.items())
 
     def _insert(self, graph_module: GraphModule, point: str, node: Node) -> str:
-        injected = Injected(point, self.where, source_line(node), self.format, permanent=self.permanent)
-        if any(isinstance(each, Injected) and each.name == injected.name for each in graph_module.modules()):
-            raise SiteError(
-                site_message(injected.name, injected.source, "it has an injection node", "inject there once")
-            )
+        source, taken = source_line(node), {each.name for each in graph_module.modules() if isinstance(each, Injected)}
+        name = str(NodeName(point, self.where, self.permanent))
+        if name in taken:
+            raise SiteError(site_message(name, source, "it has an injection node", "inject there once"))
         anchor = node if self.where == "before" else _end_of_chain(node)
         writer = written_apart(anchor)
         if writer is not None:
             problem = f"it shares memory with another value, and {source_line(writer)} overwrites that later"
-            raise SiteError(site_message(injected.name, injected.source, problem, "inject at the result of that line"))
+            raise SiteError(site_message(name, source, problem, "inject at the result of that line"))
+        options = {"permanent": self.permanent, "overwritten": is_overwritten(anchor)}
+        injected = Injected(point, self.where, source, self.format, **options)
         target = free_name(f"{point}_fault_{self.where}", dict(graph_module.named_modules()))
         graph_module.add_submodule(target, injected.train(graph_module.training))
         with graph_module.graph.inserting_after(_last_placeholder(anchor)):

@@ -186,6 +186,7 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
     example_inputs = tuple(each.clone() if isinstance(each, Tensor) else each for each in example_inputs)
     apply(own, Lower(_types_seen(own, example_inputs)))  # type: ignore[arg-type]
     plain = GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
+    plain.meta["lowered"] = True  # its bounds are constants of comparisons now
     compiled = torch.compile(plain, backend=backend, fullgraph=True)
     with torch.no_grad():
         compiled(*example_inputs)

@@ -53,6 +53,14 @@ def int8(values):
     )
 
 
+def flipped(oracle, value, bits):
+    """What a float32 value becomes when these bits of its word flip."""
+    word = oracle.word(value)
+    for bit in bits:
+        word ^= 1 << bit
+    return float(np.float32(oracle.number(word)))
+
+
 ORACLES = {
     "float32": single,
     "float16": floating(np.float16),

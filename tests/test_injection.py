@@ -2,11 +2,11 @@
 
 import copy
 import struct
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from fault_oracles import ORACLES, flipped
 from small_models import module
 from torch import nn
 
@@ -55,23 +55,8 @@ class Reader(nn.Module):
         return values
 
 
-def flip_float32(value, bits):
-    word = struct.unpack("<I", struct.pack("<f", value))[0]
-    for bit in bits:
-        word ^= 1 << bit
-    return struct.unpack("<f", struct.pack("<I", word))[0]
-
-
-def flip_fixed(value, bits):
-    """Q15.16, for values in range."""
-    word = round(Fraction(value) * 2**16) % 2**32
-    for bit in bits:
-        word ^= 1 << bit
-    return float(np.float32(float(Fraction(word - 2**32 if word >= 2**31 else word, 2**16))))
-
-
-@pytest.mark.parametrize(("stored", "flip"), [("float32", flip_float32), ("q15.16", flip_fixed)])
-def test_hit_elements_hold_the_faulty_word_and_all_others_their_exact_value(stored, flip):
+@pytest.mark.parametrize("stored", ["float32", "q15.16"])
+def test_hit_elements_hold_the_faulty_word_and_all_others_their_exact_value(stored):
     x = images()
     faulty = fitact_fx.inject(Reader(), "values", HIGH, format=stored, seed=3, trial=7, example_inputs=x)
     hits = {}
@@ -80,7 +65,7 @@ def test_hit_elements_hold_the_faulty_word_and_all_others_their_exact_value(stor
         hits.setdefault(element, []).append(bit)
     assert any(len(bits) > 1 for bits in hits.values())  # several in one element combine
     for element, (before, after) in enumerate(zip(x.flatten().tolist(), faulty(x).flatten().tolist(), strict=True)):
-        expected = flip(before, hits[element]) if element in hits else before
+        expected = flipped(ORACLES[stored](None), before, hits[element]) if element in hits else before
         assert struct.pack("<f", after) == struct.pack("<f", expected)
 
 
@@ -110,10 +95,10 @@ def test_other_effects_reach_activations_too():
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_with_no_faults_the_output_is_bitwise_the_clean_one(stored, where):
     hard, x = hardened(), images()
-    everything = ["*", "input", "0", "1", "flatten", "3", "4"]
     for model in (network(), hard):
-        at = [glob for glob in everything if glob != "flatten"]
-        faulty = fitact_fx.inject(model, at, BitFlip(rate=0), where, format=stored, example_inputs=x)
+        faulty = fitact_fx.inject(
+            model, ["*", "input", "0", "1", "3", "4"], BitFlip(rate=0), where, format=stored, example_inputs=x
+        )
         assert same_bits(faulty(x), model(x))
         assert same_bits(faulty(x[:3]), model(x[:3]))
 
@@ -134,9 +119,12 @@ def test_neither_model_nor_input_nor_random_state_is_changed():
 def test_an_input_that_the_model_overwrites_itself_is_hit_in_a_copy():
     model, x = nn.Sequential(nn.ReLU(inplace=True)), images()
     given = x.clone()
-    faulty = fitact_fx.inject(model, "input", BitFlip(rate=0.01), format="float32", example_inputs=x)
-    faulty(x)
-    assert torch.equal(x, given)
+    late = BitFlip(places=[("input@after", (7, 0, 0, 0), 31)])
+    for fault in (BitFlip(rate=0.01), BitFlip(rate=0), late):
+        faulty = fitact_fx.inject(model, "input", fault, format="float32", example_inputs=x)
+        for batch in (x, x[:2]):  # the smaller one is not hit by the late fault
+            faulty(batch)
+            assert torch.equal(x, given)
 
 
 def test_without_example_inputs_the_first_call_draws_the_same_faults():
@@ -148,6 +136,23 @@ def test_without_example_inputs_the_first_call_draws_the_same_faults():
     assert same_bits(later(x), expected)
     assert not same_bits(expected, network()(x))
     assert activations(ahead) == activations(later)
+
+
+def test_a_first_call_that_fails_draws_nothing_and_the_next_one_does():
+    faulty = fitact_fx.inject(network(), "2", HIGH, format="float32")
+    with pytest.raises(
+        FaultError, match=r"the model raised RuntimeError on its example inputs: .*\n  give inputs that"
+    ):
+        faulty(torch.randn(2, 5, 6, 6))
+    assert not same_bits(faulty(images()), network()(images()))
+
+
+def test_two_injections_without_example_inputs_are_both_drawn_at_the_first_call():
+    x = images()
+    twice = fitact_fx.inject(fitact_fx.inject(network(), "2", HIGH, "before", format="float32"), "0", HIGH)
+    twice(x)
+    shapes = {node.name: node.shape for node in twice.modules() if isinstance(node, Injected)}
+    assert shapes == {"0@after": (8, 4, 4, 4), "2@before": (8, 4, 4, 4)}
 
 
 def test_the_first_call_may_use_keywords():
@@ -186,7 +191,6 @@ def test_the_plain_and_the_hardened_model_get_the_same_faults(where):
 
 def test_a_bound_stops_what_is_injected_before_it_and_not_what_comes_after():
     hard, x = hardened(), images()
-    fault = BitFlip(places=[("2@before", (0, 1, 1, 1), 30), ("2@before", (3, 0, 2, 2), 30)])
     upper = fitact_fx.bounds(hard)["2"][1].max()
     for where in ("before", "after"):
         fault = BitFlip(places=[(f"2@{where}", (0, 1, 1, 1), 30), (f"2@{where}", (3, 0, 2, 2), 30)])
@@ -304,6 +308,67 @@ def test_the_memory_layout_of_an_activation_makes_no_difference(layout):
     assert same_bits(faulty(laid), faulty(laid.contiguous()))
     if layout == torch.channels_last:
         assert faulty(laid).is_contiguous(memory_format=layout)
+
+
+def test_samples_are_quantised_one_by_one_so_that_a_batch_is_its_samples():
+    x = images() * torch.arange(1, 9).view(8, 1, 1, 1)
+    faulty = fitact_fx.inject(Reader(), "values", HIGH, format="int8", example_inputs=x)
+    whole = faulty(x)
+    assert same_bits(faulty(x[:4]), whole[:4])
+    rows = HIGH.draw(faulty, "int8", targets=["activations"]).rows
+    hits = {}
+    for _, element, bit in rows:
+        hits[element] = hits.get(element, 0) ^ (1 << bit)
+    for element, mask in hits.items():
+        sample = element // 108
+        scale = np.float64(x[sample].abs().max()) / 127
+        word = np.int8(np.rint(np.float64(x.flatten()[element]) / scale)).view(np.uint8) ^ np.uint8(mask)
+        assert whole.flatten()[element].item() == np.float32(np.float64(word.view(np.int8)) * scale)
+
+
+def test_calibration_sees_clean_values():
+    x, hard = images(), fitact_fx.harden(network())
+    fitact_fx.calibrate(hard, [x])
+    faulty = fitact_fx.inject(fitact_fx.harden(network()), "*", HIGH, "before", format="float32", example_inputs=x)
+    fitact_fx.calibrate(faulty, [x])
+    for (_, upper), (_, expected) in zip(
+        fitact_fx.bounds(faulty).values(), fitact_fx.bounds(hard).values(), strict=True
+    ):
+        assert torch.equal(upper, expected)
+
+
+def test_an_interrupt_while_loading_leaves_what_was_loaded_before():
+    x = images()
+    faulty = fitact_fx.inject(network(), "2", BitFlip(count=2), format="float32", example_inputs=x, capacity=99)
+    node = next(node for node in faulty.modules() if isinstance(node, Injected))
+    before = (node.rows.clone(), node.hits)
+
+    interrupts = [KeyboardInterrupt]
+
+    class Interrupting(Injected):
+        def __setattr__(self, name, value):
+            if name == "hits" and value == self.hits and interrupts:  # the last line of `load`
+                raise interrupts.pop()
+            super().__setattr__(name, value)
+
+    node.__class__ = Interrupting
+    with (
+        pytest.raises(KeyboardInterrupt),
+        BitFlip(count=30).draw(faulty, "float32", targets=["activations"]).applied(faulty),
+    ):
+        pytest.fail("the block must not run")
+    assert torch.equal(node.rows, before[0])
+    assert node.hits == before[1]
+
+
+def test_inference_mode_makes_no_difference():
+    x = images()
+    with torch.inference_mode():
+        faulty = fitact_fx.inject(network(), "*", HIGH, format="float32", example_inputs=x)
+    with HIGH.draw(faulty, "float32", trial=1, targets=["activations"]).applied(faulty):
+        outside = faulty(x)
+        with torch.inference_mode():
+            assert same_bits(faulty(x).clone(), outside)
 
 
 # What a value is called.
@@ -468,6 +533,45 @@ def test_a_lowered_hardened_model_keeps_its_injection_nodes():
         assert torch.allclose(fast(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("permanent", [False, True])
+def test_compiled_code_takes_smaller_and_empty_batches_and_permanent_faults(permanent):
+    reset()
+    x = images()
+    faulty = fitact_fx.inject(Reader(), "values", HIGH, format="float32", example_inputs=x, permanent=permanent)
+    compiled = torch.compile(faulty, fullgraph=True, backend="aot_eager")
+    for count in (8, 5, 1, 0):
+        assert same_bits(compiled(x[:count]), faulty(x[:count]))
+
+
+def test_a_rate_over_a_lowered_model_is_refused_where_it_would_leave_the_bounds_out():
+    reset()
+    hard = hardened()
+    fast = fitact_fx.lower(hard, images(), backend="eager")
+    with pytest.raises(FaultError) as error:
+        BitFlip(rate=1e-3).draw(fast)
+    assert str(error.value) == (
+        "the bounds of a lowered model are constants in its code, so a rate would leave them out;\n"
+        '  draw on the hardened model, or give targets=["parameters"]'
+    )
+    ours, theirs = (BitFlip(rate=1e-3).draw(each, targets=["parameters"]) for each in (fast, hard))
+    assert ours == theirs == BitFlip(rate=1e-3).draw(network())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares with what a GPU computes")
+@pytest.mark.parametrize("stored", ["float32", "q15.16", "float8_e4m3", "int8"])
+def test_the_same_list_gives_the_same_words_on_a_gpu(stored):
+    x, model = images(), network()
+    there = copy.deepcopy(model).cuda()
+    faults = HIGH.draw(model, stored)
+    with faults.applied(model), faults.applied(there):
+        for ours, theirs in zip(model.parameters(), there.parameters(), strict=True):
+            assert same_bits(ours, theirs.cpu())
+    ours, theirs = (
+        fitact_fx.inject(Reader(), "values", HIGH, format=stored, example_inputs=each) for each in (x, x.cuda())
+    )
+    assert same_bits(ours(x), theirs(x.cuda()).cpu())
+
+
 # What is refused.
 
 
@@ -488,12 +592,20 @@ def test_more_faults_than_there_is_room_for_are_refused_and_nothing_is_loaded():
     ("options", "error", "message"),
     [
         ({"at": "layer9.*"}, FaultError, "the pattern 'layer9.*' matches no value of the model; there are 2, 5, ..."),
-        ({"at": "inputs"}, FaultError, "the pattern 'inputs' matches no value of the model; there are input, ..."),
+        ({"at": "inputs"}, FaultError, "the pattern 'inputs' matches no value of the model (close: input)"),
         ({"where": "behind"}, FaultError, "where is 'behind';\n  give one of after, before"),
         ({"format": "float31"}, FaultError, "unknown format 'float31'; choose one of "),
         ({"format": "int8_per_channel"}, FaultError, "activations are quantised per tensor"),
         ({"fault": BitFlip(count=10**9)}, FaultError, "a count of 1000000000 is more than the "),
         ({"fault": BitFlip(places=[("7@after", 0, 0)])}, FaultError, "the model has no tensor '7@after'"),
+        (
+            {"fault": BitFlip},
+            FaultError,
+            "fault is <class 'fitact_fx.faults.",
+        ),
+        ({"at": []}, FaultError, "`at` names no place to inject;\n  give globs"),
+        ({"capacity": 0}, FaultError, "capacity is a whole number from 1 up; got 0"),
+        ({"format": 5}, FaultError, "5 is no format;\n  give its name, such as 'q15.16'"),
     ],
 )
 def test_bad_options_are_refused(options, error, message):
@@ -512,6 +624,14 @@ def test_a_type_that_cannot_hold_the_format_is_refused_by_name():
         fitact_fx.inject(model, "indices", HIGH, example_inputs=torch.zeros(2, 3, dtype=torch.int64))
     assert "its value is int64, which cannot hold q15.16 numbers" in str(error.value)
     assert fitact_fx.inject(model, "embed", HIGH, example_inputs=torch.zeros(2, 3, dtype=torch.int64)) is not None
+
+
+def test_a_value_without_dimensions_is_refused_by_name():
+    def forward(self, x):
+        return x + x.mean()
+
+    with pytest.raises(SiteError, match=r"its value has no dimensions;\n  inject at a value with at least a batch"):
+        fitact_fx.inject(module(forward), "mean", HIGH, example_inputs=images())
 
 
 def test_a_tuple_is_refused_by_name():

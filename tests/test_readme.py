@@ -1,4 +1,4 @@
-"""The README's example runs as it stands and prints what the README shows."""
+"""The README's examples run as they stand and print what the README shows."""
 
 import re
 import subprocess
@@ -26,6 +26,20 @@ def test_the_example_prints_what_the_readme_shows():
     # Another processor rounds differently while training, so the figures are held to a few points.
     printed, expected = ([float(n) for n in NUMBER.findall(text)] for text in (run.stdout, shown))
     assert printed == pytest.approx(expected, abs=6)
+
+
+def test_the_faults_behind_it_run_too_and_print_what_the_readme_shows(tmp_path):
+    pytest.importorskip("sklearn", reason="the example's digits are scikit-learn's")
+    example, _ = blocks()
+    (faults, shown), *rest = re.findall(
+        r"behind the example above -->\n```python\n(.*?)```\n+```\n(.*?)```", README, re.DOTALL
+    )
+    assert not rest
+    code = f"{example}\nprint('-- faults')\n{faults}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.partition("-- faults\n")[2] == shown  # drawn, and so the same on every machine
+    assert (tmp_path / "trial3.safetensors").is_file()
 
 
 def test_the_example_is_as_short_as_it_says():

@@ -1,6 +1,6 @@
 """A fault list into a model and out again: all of it or nothing, and one list at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from threading import Lock
 from types import TracebackType
@@ -11,6 +11,7 @@ from fitact_fx.errors import FaultError
 from fitact_fx.faults.effects import Effect
 from fitact_fx.faults.formats import Format
 from fitact_fx.faults.memory import Memory, Shapes
+from fitact_fx.faults.tensor_cell import Undo
 from fitact_fx.faults.tensor_faults import TensorFaults
 
 # What is in use. Variants of a model share parameters, so to mark the model would not be enough.
@@ -30,7 +31,7 @@ class Applied(AbstractContextManager[None]):
     ) -> None:
         self.model, self.shapes = model, shapes
         self.stored, self.effect, self.hits = stored, effect, hits
-        self.undo: list[Callable[[], None]] = []
+        self.undo: list[Undo] = []
         self.claimed: Memory | None = None
 
     def __enter__(self) -> None:
@@ -41,6 +42,8 @@ class Applied(AbstractContextManager[None]):
             self._claim(memory)
             for faults in self.hits:
                 memory.names[faults.name].hit(self.stored, self.effect, faults, self.undo)
+            for one in self.undo:
+                one.applied()
         except BaseException:
             self._leave()
             raise
@@ -53,27 +56,33 @@ class Applied(AbstractContextManager[None]):
     def _claim(self, memory: Memory) -> None:
         with _claiming:
             for claim in _claims:
-                if not claim.places.isdisjoint(memory.places):
-                    raise _already(next(cell.name for cell in memory.cells if cell.place in claim.places))
+                if not claim.storages.isdisjoint(memory.storages):
+                    raise _already(next(cell.name for cell in memory.cells if cell.storage in claim.storages))
             self.claimed = memory
             _claims.append(memory)
 
     def _leave(self) -> None:
-        """Undo everything, last first; what goes wrong with one tensor is told after the others are whole again."""
-        failed: BaseException | None = None
+        """Undo everything, last first; what went wrong with one tensor is told after all others are whole again."""
+        disturbed = [why for one in self.undo if (why := one.disturbed()) is not None]
+        interrupted: BaseException | None = None
+        done: list[Undo] = []
         while self.undo:
             try:
-                self.undo[-1]()
+                self.undo[-1].undo()
             except BaseException as error:  # noqa: BLE001  an interrupt too: it is raised below
-                failed = failed or error
+                interrupted = interrupted or error
             # Only now: an interrupt between the two undoes twice, which does no harm.
-            self.undo.pop()
+            done.append(self.undo.pop())
         if self.claimed is not None:
             with _claiming:
                 _claims[:] = [claim for claim in _claims if claim is not self.claimed]
             self.claimed = None
-        if failed is not None:
-            raise failed
+        if interrupted is not None:
+            raise interrupted
+        if disturbed:
+            raise FaultError(disturbed[0])
+        for one in done:
+            one.settle()
 
 
 def _already(tensor: str) -> FaultError:

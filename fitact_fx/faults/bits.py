@@ -20,6 +20,8 @@ def chosen_bits(bits: Bits, stored: Format) -> tuple[int, ...]:
             if each not in stored.fields:
                 raise FaultError(known(f"field of {stored.name}", each, stored.fields))
             chosen.update(stored.fields[each])
+        elif not hasattr(each, "__index__"):
+            raise FaultError(f"{each!r} is no bit;\n  give bit numbers, or fields of the format")
         elif 0 <= index(each) < stored.bits:
             chosen.add(index(each))
         else:
@@ -39,4 +41,4 @@ def among(bits: Bits) -> str:
 
 def _several(bits: str | int | Sequence[str | int]) -> Sequence[str | int]:
     # Not isinstance(bits, int): NumPy's numbers are whole numbers too.
-    return [bits] if isinstance(bits, str) or hasattr(bits, "__index__") else bits  # type: ignore[list-item]
+    return bits if isinstance(bits, Sequence) and not isinstance(bits, str) else [bits]

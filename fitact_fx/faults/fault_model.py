@@ -20,12 +20,13 @@ from torch import nn
 
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.activation_cell import ActivationCell
+from fitact_fx.faults.cells import Cell
 from fitact_fx.faults.drawing import draw_count, draw_positions, stream
 from fitact_fx.faults.effects import Effect
 from fitact_fx.faults.fault_list import FaultList
-from fitact_fx.faults.formats import Format, find_format
-from fitact_fx.faults.memory import Cell, Memory
-from fitact_fx.faults.places import Place, positions_of
+from fitact_fx.faults.formats import Format, as_format
+from fitact_fx.faults.memory import Memory
+from fitact_fx.faults.places import Place, check_form, is_whole, positions_of
 from fitact_fx.faults.targets import Target
 from fitact_fx.faults.tensor_faults import TensorFaults
 
@@ -60,7 +61,7 @@ class FaultModel(ABC):
             raise FaultError(f"{type(self).__name__} takes one of rate, count and places; got {got}")
         if self.rate is not None and not (hasattr(self.rate, "__float__") and 0 <= self.rate <= 1):  # nor NaN
             raise FaultError(f"a bit error rate lies between 0 and 1; got {self.rate!r}")
-        if self.count is not None and not (hasattr(self.count, "__index__") and self.count >= 0):
+        if self.count is not None and not (is_whole(self.count) and self.count >= 0):
             raise FaultError(f"a count of faults is a whole number from 0 up; got {self.count!r}")
 
     @property
@@ -111,7 +112,7 @@ class FaultModel(ABC):
         for an unknown format or target, a tensor that cannot hold the format, a count beyond the number of places.
         """
         seed, trial = index(seed), index(trial)
-        stored = find_format(format) if isinstance(format, str) else format
+        stored = as_format(format)
         memory = Memory.of(model)
         shapes = _shapes(self._cells(memory, targets), stored, inferences)
         ways = np.array(self.ways(stored), np.int64)
@@ -141,8 +142,12 @@ class FaultModel(ABC):
         if targets is not None:
             return memory.chosen([targets] if isinstance(targets, str | Target) else targets)
         if self.places is not None:
+            check_form(self.places, of_word=self.effect.of_word)
             named = {memory.find(str(place[0])).name for place in self.places}
             return tuple(cell for cell in memory.cells if cell.name in named)
+        if memory.lowered and self.count is None:
+            problem = "the bounds of a lowered model are constants in its code, so a rate would leave them out"
+            raise FaultError(f'{problem};\n  draw on the hardened model, or give targets=["parameters"]')
         usual = {cell.kind for cell in memory.cells} & set(_BY_RATE if self.count is None else _BY_COUNT)
         return memory.chosen(sorted(usual) or _BY_COUNT)
 
@@ -183,6 +188,8 @@ def _shapes(cells: Sequence[Cell], stored: Format, inferences: int | None) -> di
         misfit = cell.misfit(stored)
         if misfit is not None:
             raise FaultError(f"tensor {cell.name!r} {misfit}")
+        if inferences is not None and inferences < 1:
+            raise FaultError(f"a list is for one inference or more; got inferences={inferences}")
         if inferences is not None and not isinstance(cell, ActivationCell):
             raise FaultError(f"tensor {cell.name!r} is no activation: its faults stay for every inference")
         if inferences is not None and isinstance(cell, ActivationCell) and cell.node.permanent:

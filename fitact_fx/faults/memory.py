@@ -1,26 +1,20 @@
 """What faults can hit in a model, by name: parameters, buffers, bounds, and the activations at injection nodes."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
+from torch.fx import GraphModule
 
-from fitact_fx.bounded import SIDES, Bounded
-from fitact_fx.errors import FaultError
+from fitact_fx.errors import FaultError, close_to
 from fitact_fx.faults.activation_cell import ActivationCell
+from fitact_fx.faults.cells import Cell, activation_cells, tensor_cells, uncompiled
 from fitact_fx.faults.formats import Format
 from fitact_fx.faults.targets import Target
-from fitact_fx.faults.tensor_cell import COMPILED, TensorCell, place_of
 from fitact_fx.faults.tensor_faults import TensorFaults
-from fitact_fx.injected import Injected
 
-Cell = TensorCell | ActivationCell
 Shapes = Mapping[str, tuple[int, ...]]
 
 _SHARED = "draw the list on this model, or keep what both have with faults.restricted_to(model)"
@@ -39,7 +33,9 @@ class Memory:
     cells: tuple[Cell, ...]
     names: Mapping[str, Cell]
     shapes: Shapes
-    places: frozenset[tuple[object, ...]]
+    storages: frozenset[int]
+    lowered: bool = False
+    _fitted: dict[str, Shapes] = field(default_factory=dict)  # format -> what was last found to fit
     _unfit: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
@@ -47,13 +43,17 @@ class Memory:
         """The memory of a model. FaultError if it holds nothing, or a lazy parameter without a shape."""
         if isinstance(target, Memory):
             return target
-        model = _uncompiled(target)
-        cells: tuple[Cell, ...] = (*_tensor_cells(model), *_activation_cells(model))
+        model = uncompiled(target)
+        known = _KNOWN.get(model)
+        cells: tuple[Cell, ...] = (*tensor_cells(model, {} if known is None else known.names), *activation_cells(model))
         if not cells:
             raise FaultError(f"{type(model).__name__} has no parameters and no bounds: nothing for a fault to hit")
         names = {name: cell for cell in cells for name in cell.names}
         shapes = MappingProxyType({name: cell.shape for name, cell in names.items()})
-        made = cls(cells, MappingProxyType(names), shapes, frozenset(cell.place for cell in cells))
+        storages = frozenset(cell.storage for cell in cells)
+        made = cls(
+            cells, MappingProxyType(names), shapes, storages, isinstance(model, GraphModule) and "lowered" in model.meta
+        )
         _KNOWN[model] = made
         return made
 
@@ -66,11 +66,14 @@ class Memory:
         Remembered from last time, if what is hit is still in its place.
         """
         if isinstance(target, Memory):
+            for one in hits:
+                if one.name in target.names and not target.names[one.name].is_unmoved:
+                    raise FaultError(f"tensor {one.name!r} was moved, cast or replaced;\n  make the Memory anew")
             target.require(shapes, stored)
             return target
-        model = _uncompiled(target)
+        model = uncompiled(target)
         known = _KNOWN.get(model)
-        if known is not None and known.is_current(model, hits):
+        if known is not None and all(known.has(one.name, model) for one in hits):
             try:
                 known.require(shapes, stored)
                 return known
@@ -80,14 +83,10 @@ class Memory:
         made.require(shapes, stored)
         return made
 
-    def is_current(self, model: nn.Module, hits: Sequence[TensorFaults]) -> bool:
-        """Whether the model still has what is hit, where it was; scales are worked out anew."""
-        for one in hits:
-            cell = self.names.get(one.name)
-            if cell is None or not cell.is_current(model, one.name):
-                return False
-            cell.forget()
-        return True
+    def has(self, name: str, model: nn.Module) -> bool:
+        """Whether what is called so is still what `model` has under that name."""
+        cell = self.names.get(name)
+        return cell is not None and cell.is_in(model, name)
 
     def chosen(self, targets: Sequence[str | Target]) -> tuple[Cell, ...]:
         """The cells that these targets mean, in the model's order. FaultError for one that means none."""
@@ -99,9 +98,12 @@ class Memory:
 
     def require(self, shapes: Shapes, stored: Format) -> None:
         """FaultError unless each name is there, of that shape, and able to hold numbers of that format."""
-        untied = len(self.names) == len(self.cells)
-        if untied and shapes.items() <= self.shapes.items() and self._misfits(stored).isdisjoint(shapes):
+        if self._fitted.get(stored.name) is shapes:
             return
+        tied = len(self.names) > len(self.cells)
+        if not tied and shapes.items() <= self.shapes.items() and self._misfits(stored).isdisjoint(shapes):
+            return
+        seen: dict[int, str] = {}
         for name, shape in shapes.items():
             cell = self.find(name)
             if not _fits(cell, shape):
@@ -109,15 +111,10 @@ class Memory:
             misfit = cell.misfit(stored)
             if misfit is not None:
                 raise FaultError(f"tensor {name!r} {misfit}")
-        self._refuse_tied(shapes)
-
-    def _refuse_tied(self, shapes: Shapes) -> None:
-        """A tied tensor has one name in a list; under two, its faults would undo each other."""
-        seen: dict[int, str] = {}
-        for name in shapes:
-            other = seen.setdefault(id(self.names[name]), name)
-            if other != name:
+            other = seen.setdefault(id(cell), name)
+            if other != name:  # under two names, the faults of one tensor would undo each other
                 raise FaultError(f"tensors {other!r} and {name!r} of the fault list are tied in the model; {_SHARED}")
+        self._fitted[stored.name] = shapes
 
     def _misfits(self, stored: Format) -> frozenset[str]:
         """The names of what cannot hold that format; worked out once."""
@@ -129,13 +126,13 @@ class Memory:
     def find(self, name: str) -> Cell:
         """The cell of that name; FaultError with close names if there is none."""
         if name not in self.names:
-            raise FaultError(f"the model has no tensor {name!r}{_close(name, self.names)}; {_SHARED}")
+            raise FaultError(f"the model has no tensor {name!r}{close_to(name, self.names)}; {_SHARED}")
         return self.names[name]
 
     def _nothing(self, target: Target) -> str:
         there = [name for cell in self.cells if cell.kind == target.kind for name in cell.names]
         if there:
-            close = _close(target.glob, there) or f"; they are {', '.join(there[:5])}{', ...' * (len(there) > 5)}"
+            close = close_to(target.glob, there) or f"; they are {', '.join(there[:5])}{', ...' * (len(there) > 5)}"
             return f"the pattern {target.glob!r} matches none of the {target.kind}{close}"
         remedies = {
             "bounds": "calibrate the hardened model, or set its bounds, before drawing faults for them",
@@ -147,57 +144,8 @@ class Memory:
 _KNOWN: WeakKeyDictionary[nn.Module, Memory] = WeakKeyDictionary()
 
 
-def _close(name: str, names: Sequence[str] | Mapping[str, Cell]) -> str:
-    close = get_close_matches(name, names)
-    return f" (close: {', '.join(close)})" if close else ""
-
-
 def _fits(cell: Cell, shape: tuple[int, ...]) -> bool:
     """A list for fewer inferences than a node expects fits: the others stay clean."""
     if isinstance(cell, ActivationCell) and shape and cell.shape:
         return shape[1:] == cell.shape[1:] and shape[0] <= cell.shape[0]
     return shape == cell.shape
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    """What torch.compile wraps, under whose own names everything is."""
-    if not isinstance(model, nn.Module):
-        raise FaultError(f"faults hit an nn.Module; got a {type(model).__name__}")
-    inner = model._modules.get(COMPILED)
-    return model if inner is None else _uncompiled(inner)
-
-
-def _tensor_cells(model: nn.Module) -> Iterator[TensorCell]:
-    found: dict[tuple[object, ...], tuple[str, Tensor]] = {}
-    names: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
-    for kind, name, tensor in _named_tensors(model):
-        if is_lazy(tensor):
-            raise FaultError(f"tensor {name!r} has no shape yet; run the model once before drawing faults")
-        place = place_of(tensor)
-        found.setdefault(place, (kind, tensor))
-        names[place].append(name.replace(f"{COMPILED}.", ""))
-    for place, (kind, tensor) in found.items():
-        every = tuple(names[place])
-        yield TensorCell(min(every), kind, every, tensor, tuple(tensor.shape), tensor.dtype, place)
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield "parameters", name, parameter
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, buffer in module._buffers.items():
-            kind = "bounds" if isinstance(module, Bounded) and name in SIDES else "buffers"
-            # What is not saved is made again by the code, or by tracing: variants of a model do not share it.
-            if buffer is not None and name not in module._non_persistent_buffers_set and _holds_numbers(buffer):
-                yield kind, f"{path}.{name}" if path else name, buffer
-
-
-def _holds_numbers(buffer: Tensor) -> bool:
-    """Whether a network computes with it: counters, indices and masks are kept in other types."""
-    return buffer.numel() > 0 and (buffer.is_floating_point() or buffer.dtype == torch.int8)
-
-
-def _activation_cells(model: nn.Module) -> Iterator[ActivationCell]:
-    for module in model.modules():
-        if isinstance(module, Injected) and module.shape is not None:
-            yield ActivationCell(module, module.shape)

@@ -1,7 +1,6 @@
 """Adjacent bits that flip together: one particle that upsets several cells."""
 
 from dataclasses import dataclass
-from operator import index
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +10,7 @@ from fitact_fx.faults.bits import Bits, among, chosen_bits
 from fitact_fx.faults.effects import FLIP, Effect
 from fitact_fx.faults.fault_model import FaultModel, Integers, RawWords
 from fitact_fx.faults.formats import Format
+from fitact_fx.faults.places import is_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Burst(FaultModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if index(self.width) < 1:
+        if not is_whole(self.width) or self.width < 1:
             raise FaultError(f"a burst is at least 1 bit wide; got {self.width}")
 
     @property

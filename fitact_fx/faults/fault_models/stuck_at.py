@@ -1,4 +1,4 @@
-"""Memory cells that hold one value whatever is written to them."""
+"""Memory cells that are stuck at one value."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,10 @@ from fitact_fx.faults.formats import Format
 
 @dataclass(frozen=True, kw_only=True)
 class StuckAt(FaultModel):
-    """Bits read as `value`, 0 or 1, whatever they were: half of them or so were so anyway.
+    """Bits become `value`, 0 or 1, whatever they were: half of them or so were so anyway.
+
+    What is written to a parameter while the faults are applied is not caught: a stuck cell is one that nobody
+    writes to, as in inference. An activation is hit each time it is computed.
 
     `bits` restricts it as for `BitFlip`. FaultError for another `value`.
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fitact_fx.errors import FaultError, known
 
-__all__ = ["Format", "find_format", "names"]
+__all__ = ["Format", "as_format", "find_format", "names"]
 
 
 class Format(Protocol):
@@ -47,8 +47,11 @@ class Format(Protocol):
     def is_own(self, dtype: torch.dtype) -> bool:
         """Whether tensors of that type lie in memory in this format: then `encode` is a view, and exact."""
 
-    def scale(self, values: Tensor) -> Tensor | None:
-        """What the words of a whole tensor are multiples of: float64, broadcastable to its shape; None if nothing."""
+    def scale(self, values: Tensor, *, each: bool = False) -> Tensor | None:
+        """What the words of a whole tensor are multiples of: float64, broadcastable to its shape; None if nothing.
+
+        `each`: one for each index of dimension 0, the samples of an activation.
+        """
 
     def encode(self, values: Tensor, scale: Tensor | None = None) -> Tensor:
         """Values to int8, int16 or int32 words; what a word cannot represent becomes the nearest that it can.
@@ -68,6 +71,13 @@ def find_format(name: str) -> Format:
         if found is not None:
             return found
     raise FaultError(known("format", name, names()))
+
+
+def as_format(given: str | Format) -> Format:
+    """The format itself, or the one of that name. FaultError for anything else."""
+    if not isinstance(given, str) and not hasattr(given, "encode"):
+        raise FaultError(f"{given!r} is no format;\n  give its name, such as 'q15.16', or what find_format returns")
+    return find_format(given) if isinstance(given, str) else given
 
 
 def names() -> tuple[str, ...]:

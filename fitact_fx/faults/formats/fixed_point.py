@@ -55,7 +55,7 @@ class FixedPoint:
         """False: torch has no fixed point type."""
         return False
 
-    def scale(self, values: Tensor) -> None:
+    def scale(self, values: Tensor, *, each: bool = False) -> None:
         """None: the unit is fixed."""
 
     def encode(self, values: Tensor, scale: Tensor | None = None) -> Tensor:

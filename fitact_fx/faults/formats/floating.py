@@ -47,7 +47,7 @@ class Floating:
         """Whether it is the format's own type."""
         return dtype == self.dtype
 
-    def scale(self, values: Tensor) -> None:
+    def scale(self, values: Tensor, *, each: bool = False) -> None:
         """None: each word carries its own exponent."""
 
     def encode(self, values: Tensor, scale: Tensor | None = None) -> Tensor:

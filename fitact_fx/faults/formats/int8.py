@@ -40,19 +40,18 @@ class Int8:
         """Whether it is int8."""
         return dtype == torch.int8
 
-    def scale(self, values: Tensor) -> Tensor | None:
+    def scale(self, values: Tensor, *, each: bool = False) -> Tensor | None:
         """The scale of a whole tensor: float64 of shape (), or (C, 1, 1, ...) per channel; None for int8.
 
-        It is 1 where there is no finite value but zero.
+        It is 1 where there is no finite value but zero. `each`: one per index of dimension 0 in any case.
         """
         if values.dtype == torch.int8:
             return None
         if not values.numel():
             return torch.ones((), dtype=torch.float64, device=values.device)
+        channels = each or (self.per_channel and values.ndim >= 2)
         # Detached: words have no gradient, and neither have the numbers of any other format.
-        magnitudes = torch.where(values.isfinite(), values.abs(), 0.0).detach()
-        channels = self.per_channel and values.ndim >= 2
-        largest = magnitudes.amax(tuple(range(1, values.ndim)), keepdim=True) if channels else magnitudes.amax()
+        largest = _largest(values.detach(), channels)
         # Divided by a tensor: by a number, a GPU would multiply with its rounded reciprocal.
         scale = largest.double() / torch.full_like(largest, _LARGEST, dtype=torch.float64)
         return torch.where(scale > 0, scale, 1.0)
@@ -69,6 +68,18 @@ class Int8:
     def decode(self, words: Tensor, scale: Tensor | None = None) -> Tensor:
         """int8 words to float64 values, any shape; without a scale to themselves."""
         return words if scale is None else words.double() * scale
+
+
+def _largest(values: Tensor, channels: bool) -> Tensor:
+    """The largest finite magnitude, of shape () or (C, 1, 1, ...)."""
+    dims = tuple(range(1, values.ndim)) if channels else tuple(range(values.ndim))
+    if not torch.compiler.is_compiling():
+        # Without copies of the tensor, where all of it is finite; they would take more memory than the rest together.
+        largest = torch.maximum(-values.amin(dims, keepdim=channels), values.amax(dims, keepdim=channels))
+        if bool(largest.isfinite().all()):
+            return largest
+    magnitudes = torch.where(values.isfinite(), values.abs(), 0.0)
+    return magnitudes.amax(dims, keepdim=channels)
 
 
 def parse(name: str) -> Int8 | None:
