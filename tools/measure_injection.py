@@ -48,6 +48,7 @@ class Found:
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     activations: dict[str, list[float]] = field(default_factory=dict)
     activation_flips: int = 0
+    formats: dict[str, list[float]] = field(default_factory=dict)
     draws: list[float] = field(default_factory=list)
     memory: list[dict[str, object]] = field(default_factory=list)
     checks: dict[str, Check] = field(default_factory=dict)
@@ -77,6 +78,7 @@ def main() -> None:
                 trials[f"{peer.name}, behind a forward"] = (peer.behind_forward(model, batch), 1)
         found.trials[case.label] = _in_turn(trials, options.rounds, case.label)
     found.activations, found.activation_flips = _activations(model, batch, peers, options.rounds)
+    found.formats = _formats(model, options.rounds)
     found.draws = _draws(options.rounds)
     found.memory = measure_memory(model)
     found.checks["ours"] = _check_ours(model, cases[-1])
@@ -184,6 +186,21 @@ def _activations(
         trials[Mrfi.name] = (mrfi_on_relus(model, RATE, batch), 4)
     trials["ours"] = (ours_on_relus(model, batch), 4)
     return _in_turn(trials, rounds, "activations"), flips
+
+
+def _formats(model: nn.Module, rounds: int) -> dict[str, list[float]]:
+    """The BER 1e-5 list of each format that float32 weights can be thought of as stored in."""
+    trials: dict[str, tuple[Trial, int]] = {}
+    for name in ("float32", "q15.16", "float16", "bfloat16", "float8_e4m3", "int8", "int8_per_channel"):
+        faults = BitFlip(rate=1e-5).draw(model, format=name)
+
+        def trial(faults: FaultList = faults) -> float:
+            started = perf_counter()
+            apply(faults, model)
+            return perf_counter() - started
+
+        trials[f"{name} ({len(faults):,} flips)"] = (trial, REPEATS)
+    return _in_turn(trials, rounds, "formats")
 
 
 def _draws(rounds: int) -> list[float]:

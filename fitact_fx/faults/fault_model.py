@@ -124,7 +124,7 @@ class FaultModel(ABC):
                 elements, values = self.rows(elements, ways[way], partial(_raw_words, seed, trial, name), stored)
             else:
                 values = elements
-            tensors.append(TensorFaults(name, shape, elements, values.astype(np.uint32)))
+            tensors.append(TensorFaults.drawn(name, shape, elements, values.astype(np.uint32)))
         return FaultList(stored, tuple(tensors), self.effect, self.describe(), seed, trial)
 
     def room(self, name: str, elements: int, stored: Format) -> int:

@@ -110,7 +110,7 @@ class TensorCell:
         own = stored.is_own(self.tensor.dtype)
         faulty = masks.applied(before) if own else self._corrupted(memory, before, masks, stored)
         # First, as an interrupt may come next.
-        undo.append(HitTensor(self, self.scales.get(stored.name), memory, places, before))
+        undo.append(HitTensor(self, memory, places, before))
         self.write(memory, places, faulty)
 
     @property
@@ -148,13 +148,12 @@ class TensorCell:
 class HitTensor:
     """How to undo the faults in one tensor."""
 
-    __slots__ = ("before", "cell", "memory", "places", "scale", "version")
+    __slots__ = ("before", "cell", "clean", "memory", "places", "pointer", "version")
 
-    def __init__(
-        self, cell: TensorCell, scale: "KnownScale | None", memory: Words | OnDevice, places: Elements, before: Words
-    ) -> None:
-        self.cell, self.scale = cell, scale
+    def __init__(self, cell: TensorCell, memory: Words | OnDevice, places: Elements, before: Words) -> None:
+        self.cell = cell
         self.memory, self.places, self.before = memory, places, before
+        self.pointer, self.clean = cell.tensor.data_ptr(), cell.version
         self.version: int | None = None
 
     def applied(self) -> None:
@@ -164,7 +163,7 @@ class HitTensor:
     def disturbed(self) -> str | None:
         """What happened to the tensor since then that cannot be undone; None if nothing did."""
         name = self.cell.name
-        if not self.cell.is_unmoved:
+        if self.cell.tensor.data_ptr() != self.pointer:
             return (
                 f"tensor {name!r} was moved or cast while faults were applied and took them along; "
                 "load the model's weights again, and move it outside the block"
@@ -181,6 +180,7 @@ class HitTensor:
         self.cell.write(self.memory, self.places, self.before)
 
     def settle(self) -> None:
-        """All is undone, and nobody else wrote: the scale is what it was."""
-        if self.scale is not None and self.cell.version is not None:
-            self.scale.version = self.cell.version
+        """All is undone, and nobody else wrote: the scales are what they were."""
+        for known in self.cell.scales.values():
+            if known.version == self.clean and self.cell.version is not None:
+                known.version = self.cell.version
