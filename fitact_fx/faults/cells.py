@@ -41,7 +41,8 @@ def tensor_cells(model: nn.Module, known: Mapping[str, Cell]) -> Iterator[Tensor
         before = known.get(name)
         same = isinstance(before, TensorCell) and before.extent == extent and before.tensor is tensor
         scales = before.scales if same and isinstance(before, TensorCell) else {}
-        yield TensorCell(name, kind, every, tensor, tuple(tensor.shape), extent, overlaps.get(name), scales)
+        counted = not tensor.is_inference()
+        yield TensorCell(name, kind, every, tensor, tuple(tensor.shape), extent, counted, overlaps.get(name), scales)
 
 
 def _overlaps(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -60,6 +60,7 @@ class TensorCell:
     tensor: Tensor
     shape: tuple[int, ...]
     extent: Extent
+    counted: bool  # whether torch counts the writes to it
     overlap: str | None = None
     scales: dict[str, KnownScale] = field(default_factory=dict)
 
@@ -116,7 +117,7 @@ class TensorCell:
     @property
     def version(self) -> int | None:
         """Grows with every write; None where torch keeps no count."""
-        return None if self.tensor.is_inference() else self.tensor._version
+        return self.tensor._version if self.counted else None
 
     def _corrupted(self, memory: Words | OnDevice, before: Words, masks: Masks, stored: Format) -> Words:
         scale = self._scale(stored, memory, masks.elements)
@@ -127,7 +128,7 @@ class TensorCell:
     def write(self, memory: Words | OnDevice, places: Elements, words: Words) -> None:
         """Put these raw words there."""
         memory[places] = words
-        if not self.tensor.is_inference():
+        if self.counted:
             increment_version(self.tensor)  # autograd is to see it, and so are we
 
     def _scale(self, stored: Format, memory: Words | OnDevice, elements: Elements) -> Tensor | None:
