@@ -20,7 +20,7 @@ from fitact_fx.sites import activation_names
 from fitact_fx.source import owner_path
 
 # What gives a size, a flag or nothing. What else gives no tensor shows when the model runs.
-_NO_TENSORS = frozenset("size dim ndim numel shape getattr item tolist len is assert".split())
+_NO_TENSORS = frozenset("size stride new_empty_strided dim ndim numel shape getattr item tolist len is assert".split())
 
 
 def find_points(graph_module: GraphModule) -> dict[str, Node]:

@@ -7,8 +7,9 @@ Where x shares memory with other values (it is a view, or has been viewed), read
 the changed values too, so the new value is written back and the memory stays shared:
 
     v = x[:, :4]         v = x[:, :4]
-    y = relu_(v)   ->    y = relu(v.clone())
-    z = conv(x)          w = v.copy_(y)      # x now holds it as well
+    y = relu_(v)   ->    b = v.new_empty_strided(v.size(), v.stride()).copy_(v)
+    z = conv(x)          y = relu(b)
+                         w = v.copy_(y)      # x now holds it as well
                          z = conv(x)
 
 An argument, a Parameter and a buffer are always written to: someone outside may read them later.
@@ -76,10 +77,14 @@ def _redirect_later_readers(node: Node, overwrites: Callable[[Node], bool]) -> N
 def _write_back(node: Node, source: Node) -> None:
     graph = node.graph
     with graph.inserting_before(node):
-        # The activation may keep its input for the backward pass, so that input must not change.
-        before = graph.call_method("clone", (source,))
+        # The activation may keep its input for the backward pass, so that input must not change. A clone would be dense
+        # where the view is not, and torch computes sigmoid and others with another rounding there.
+        layout = (graph.call_method("size", (source,)), graph.call_method("stride", (source,)))
+        empty = graph.call_method("new_empty_strided", (source, *layout))
+        before = graph.call_method("copy_", (empty, source))
     with graph.inserting_after(node):
         written = graph.call_method("copy_", (source, node))
-    before.meta, written.meta = dict(node.meta), dict(node.meta)
+    for new in (*layout, empty, before, written):
+        new.meta = dict(node.meta)
     node.replace_input_with(source, before)
     node.replace_all_uses_with(written, delete_user_cb=lambda user: user is not written)
