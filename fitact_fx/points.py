@@ -19,8 +19,11 @@ from fitact_fx.recording import require_default
 from fitact_fx.sites import activation_names
 from fitact_fx.source import owner_path
 
-# What gives a size, a flag or nothing. What else gives no tensor shows when the model runs.
-_NO_TENSORS = frozenset("size stride new_empty_strided dim ndim numel shape getattr item tolist len is assert".split())
+# What gives a size, a flag, several tensors or nothing. What else gives no tensor shows when the model runs.
+_NO_TENSORS = frozenset(
+    "size stride new_empty_strided dim ndim numel shape getattr item tolist len is assert "
+    "chunk split tensor_split unbind".split()
+)
 
 
 def find_points(graph_module: GraphModule) -> dict[str, Node]:

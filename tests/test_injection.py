@@ -641,9 +641,11 @@ def test_a_value_without_dimensions_is_refused_by_name():
 
 def test_a_tuple_is_refused_by_name():
     def forward(self, x):
-        return x.chunk(2)[0]
+        return torch.frexp(x)[0] + x.chunk(2)[0].sum()
 
-    with pytest.raises(SiteError, match=r"its value is a tuple and not a tensor;\n  inject where one of its parts"):
+    with pytest.raises(SiteError, match=r"its value is a frexp and not a tensor;\n  inject where one of its parts"):
+        fitact_fx.inject(module(forward), "frexp", HIGH, example_inputs=images())
+    with pytest.raises(FaultError, match="the pattern 'chunk' matches no value"):
         fitact_fx.inject(module(forward), "chunk", HIGH, example_inputs=images())
 
 

@@ -87,7 +87,9 @@ def test_injection_without_faults_is_the_identity(architecture, where, stored):
     try:
         faulty = fitact_fx.inject(model, "*", BitFlip(rate=0), where, format=stored, example_inputs=inputs)
     except SiteError as error:
-        assert "it shares memory with another value" in str(error)  # noqa: PT017
+        # The second: a module that gives several tensors, such as attention.
+        refusals = ("it shares memory with another value", "its value is a tuple and not a tensor")
+        assert any(each in str(error) for each in refusals)  # noqa: PT017
         return
     assert equal(run(faulty, inputs), run(model, inputs))
 
