@@ -1,6 +1,7 @@
 """What must hold on any architecture: rewrites change no clean value, and nothing of the user's."""
 
 import copy
+import glob
 import os
 import warnings
 
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fitact_fx
+from fitact_fx.bounded import bounded_sites
 from fitact_fx.errors import FitactError, SiteError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.faults import BitFlip
+from fitact_fx.sites import module_kind
 from fitact_fx.testing import architectures
 
 INFINITE = {"*": (-torch.inf, torch.inf)}
@@ -162,6 +165,48 @@ def test_layer_bounds_are_at_least_the_neurons(architecture):
 
 
 @settings(PROFILE)
+@given(NETWORKS)
+def test_channel_bounds_are_the_extremes_of_the_neurons_of_each_channel(architecture):
+    model, inputs = architecture.module(), architecture.inputs()
+    batch = inputs[0] if len(inputs) == 1 else (inputs, None)
+    neurons = hardened(model, granularity="neuron")
+    if neurons is None:
+        return
+    fitact_fx.calibrate(neurons, [batch])
+    known = {
+        name: bounded.spec.granularity.dim
+        for name, bounded in bounded_sites(hardened(model, granularity="channel")).items()
+        if bounded.spec.granularity.dim is not None
+    }
+    if not known:
+        return
+    hard = hardened(model, granularity={"*": "layer", **{glob.escape(name): "channel" for name in known}})
+    fitact_fx.calibrate(hard, [batch])
+    for name, dim in known.items():
+        for ours, theirs, extreme in zip(
+            fitact_fx.bounds(hard)[name], fitact_fx.bounds(neurons)[name], (torch.amin, torch.amax), strict=True
+        ):
+            if theirs is None:
+                continue
+            channel = 1 if theirs.ndim == 2 else dim % theirs.ndim
+            assert torch.equal(
+                ours, extreme(theirs, tuple(each for each in range(theirs.ndim) if each != channel), True)
+            )
+
+
+@settings(PROFILE)
+@given(NETWORKS)
+def test_each_call_of_an_activation_module_is_a_site_of_its_own(architecture):
+    model, calls = architecture.module(), []
+    for module in model.modules():
+        if module_kind(module) is not None:
+            module.register_forward_hook(lambda *_: calls.append(1))
+    run(model, architecture.inputs())
+    sites = fitact_fx.find_sites(fitact_fx.trace(architecture.module()))
+    assert sum(site.node.op == "call_module" for site in sites) == len(calls)
+
+
+@settings(PROFILE)
 @given(NETWORKS, st.sampled_from(("neuron", "layer")), st.sampled_from(("fitact", "ranger")))
 def test_what_a_bound_lets_through_is_finite_and_inside_it(architecture, granularity, scheme):
     model, inputs = architecture.module(), architecture.inputs()
@@ -169,7 +214,7 @@ def test_what_a_bound_lets_through_is_finite_and_inside_it(architecture, granula
     if hard is None:
         return
     fitact_fx.calibrate(hard, [inputs[0] if len(inputs) == 1 else (inputs, None)])
-    sites = fitact_fx.bounded.bounded_sites(hard)
+    sites = bounded_sites(hard)
     limits = {name: bounded.bounds.limits(next(iter(inputs)).dtype) for name, bounded in sites.items()}
     for parameter in hard.parameters():
         parameter.data = parameter.data * 1e4
