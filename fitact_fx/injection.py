@@ -57,7 +57,8 @@ def inject(
     `permanent` ones hit the same element of every sample. `capacity` is the number of elements that one node
     can hit in a trial (by default enough for `fault`); a list with more is refused.
 
-    Parameters are shared with `model`, and its forward hooks run on the example inputs too. Raises TracingError for
+    The caller's inputs stay as they are where they are hit, also if the model writes to them in place. Parameters are
+    shared with `model`, and its forward hooks run on the example inputs too. Raises TracingError for
     a model that has no graph, FaultError for a glob that matches nothing, for inputs that the model does not take and
     for a fault that cannot be drawn, SiteError for a value that cannot be injected into.
     """

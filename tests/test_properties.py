@@ -94,7 +94,11 @@ def test_injection_without_faults_is_the_identity(architecture, where, stored):
         refusals = ("it shares memory with another value", "its value is a tuple and not a tensor")
         assert any(each in str(error) for each in refusals)  # noqa: PT017
         return
-    assert equal(run(faulty, inputs), run(model, inputs))
+    ours, theirs = run(faulty, inputs), run(model, inputs)
+    if not fitact_fx.find_sites(fitact_fx.trace(model)):
+        # Then "*" means the inputs as well: what the model would write into those goes into the hit copies.
+        ours, theirs = ours[: -len(inputs)], theirs[: -len(inputs)]
+    assert equal(ours, theirs)
 
 
 @settings(PROFILE)
