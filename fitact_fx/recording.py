@@ -84,7 +84,7 @@ class _ModelTracer(Tracer):
             refusals.refuse_hooks(path, m)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:
+        except Exception:  # whatever it is, it goes on: only where it came from is noted
             # The innermost module is the first to pass here.
             self.failed_in = self.failed_in or path
             raise

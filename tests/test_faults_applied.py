@@ -14,6 +14,7 @@ from fitact_fx.bounded import Bounded
 from fitact_fx.errors import FaultError
 from fitact_fx.faults import BitFlip, FaultList, Memory, TensorFaults, find_format
 from fitact_fx.faults.formats.floating import Floating
+from fitact_fx.faults.tensor_cell import HitTensor, TensorCell
 
 SHARED = "draw the list on this model, or keep what both have with faults.restricted_to(model)"
 
@@ -110,6 +111,48 @@ def test_everything_is_put_back_when_applying_itself_is_interrupted_halfway():
     assert_unchanged(model, before)
     with BitFlip(rate=0.2).draw(model).applied(model):
         pass
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_everything_is_put_back_whichever_write_is_interrupted(monkeypatch, times):
+    write, tensors = TensorCell.write, len(list(network().parameters()))
+    for first in range(2 * tensors):  # on the way in, then on the way out
+        model, calls = network(), []
+        before = snapshot(model)
+
+        def interrupted(self, *args, calls=calls, first=first):
+            calls.append(1)
+            if first <= len(calls) - 1 < first + times:
+                raise KeyboardInterrupt
+            return write(self, *args)
+
+        faults = BitFlip(rate=1, bits="sign").draw(model, format="float32")
+        monkeypatch.setattr(TensorCell, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt), faults.applied(model):
+            pass
+        monkeypatch.setattr(TensorCell, "write", write)
+        assert_unchanged(model, before)
+        with faults.applied(model):  # and the model can be used again
+            pass
+
+
+def test_one_tensor_that_cannot_be_undone_is_told_and_the_others_are(monkeypatch):
+    model = network()
+    before, undo = snapshot(model), HitTensor.undo
+
+    def failing(self):
+        if self.cell.name == "1.weight":
+            raise OSError("the device is gone")
+        undo(self)
+
+    monkeypatch.setattr(HitTensor, "undo", failing)
+    with (
+        pytest.raises(OSError, match="the device is gone"),
+        BitFlip(rate=1, bits="sign").draw(model, "float32").applied(model),
+    ):
+        pass
+    after = snapshot(model)
+    assert [name for name in before if not torch.equal(after[name], before[name])] == ["1.weight"]
 
 
 def test_nested_use_is_refused_also_through_a_variant_that_shares_parameters():

@@ -32,6 +32,8 @@ class Applied(AbstractContextManager[None]):
         self.model, self.shapes = model, shapes
         self.stored, self.effect, self.hits = stored, effect, hits
         self.undo: list[Undo] = []
+        self.done: list[Undo] = []
+        self.disturbed: list[str] | None = None
         self.claimed: Memory | None = None
 
     def __enter__(self) -> None:
@@ -62,27 +64,39 @@ class Applied(AbstractContextManager[None]):
             _claims.append(memory)
 
     def _leave(self) -> None:
-        """Undo everything, last first; what went wrong with one tensor is told after all others are whole again."""
-        disturbed = [why for one in self.undo if (why := one.disturbed()) is not None]
-        interrupted: BaseException | None = None
-        done: list[Undo] = []
-        while self.undo:
+        """Undo everything, last first, however often that is interrupted; what went wrong is told when it is done."""
+        raised: BaseException | None = None
+        while self.undo or self.claimed is not None:
             try:
-                self.undo[-1].undo()
-            except BaseException as error:  # noqa: BLE001  an interrupt too: it is raised below
-                interrupted = interrupted or error
-            # Only now: an interrupt between the two undoes twice, which does no harm.
-            done.append(self.undo.pop())
-        if self.claimed is not None:
-            with _claiming:
-                _claims[:] = [claim for claim in _claims if claim is not self.claimed]
-            self.claimed = None
-        if interrupted is not None:
-            raise interrupted
+                self._undo_all()
+                self._give_back()
+            except Exception as error:  # noqa: BLE001  this one cannot be undone, and is told below; the others can
+                raised = raised or error
+                self.undo.pop()
+            except BaseException as error:  # noqa: BLE001  an interrupt: what it broke off is done once more
+                raised = raised or error
+        done, disturbed = self.done, self.disturbed or []
+        self.done, self.disturbed = [], None
+        if raised is not None:
+            raise raised
         if disturbed:
             raise FaultError(disturbed[0])
         for one in done:
             one.settle()
+
+    def _undo_all(self) -> None:
+        """Can be broken off anywhere and called again: undoing twice does no harm."""
+        if self.disturbed is None:  # asked before our own writes
+            self.disturbed = [why for one in self.undo if (why := one.disturbed()) is not None]
+        while self.undo:
+            self.undo[-1].undo()
+            self.done.append(self.undo[-1])
+            self.undo.pop()
+
+    def _give_back(self) -> None:
+        with _claiming:
+            _claims[:] = [claim for claim in _claims if claim is not self.claimed]
+        self.claimed = None
 
 
 def _already(tensor: str) -> FaultError:

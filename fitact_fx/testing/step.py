@@ -5,6 +5,7 @@ or in a test of your own and handed to `architectures(steps=...)`. Its `emit` mu
 whatever values it finds, so that steps can be left out: shapes are adapted, never refused.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
@@ -43,14 +44,15 @@ def several(kind: "Callable[[], type[Step]]", most: int) -> Any:
 
 
 @dataclass(frozen=True, repr=False)
-class Step:
+class Step(ABC):
     """One or a few lines of `forward`, and what they need in `__init__`. `reads`: which value, 0 for the newest."""
 
     reads: int = among(0, 0, 0, 0, 1, 2, 3, 5)  # the newest most often, so that chains appear
     weight: ClassVar[int] = 1  # how often this kind is drawn, beside the others
 
+    @abstractmethod
     def emit(self, writer: Writer) -> None:
-        raise NotImplementedError
+        """Write the step's lines."""
 
     def __repr__(self) -> str:
         """A call that builds it, without what is as by default."""
@@ -75,9 +77,9 @@ class Layer(Step):
 
     stem: ClassVar[str] = "layer"
 
+    @abstractmethod
     def made(self, shape: Shape, dtype: torch.dtype) -> Made:
         """The module for an input of this shape (without the batch)."""
-        raise NotImplementedError
 
     def emit(self, writer: Writer) -> None:
         x = writer.pick(self.reads)
