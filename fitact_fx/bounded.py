@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fitact_fx.errors import RecipeError, SiteError, UncalibratedWarning, site_message
+from fitact_fx.nodes import called_module
 from fitact_fx.policies import Bounds, Pass, Policy, scale_of
 from fitact_fx.source import is_torch
 from fitact_fx.spec import Spec
+from fitact_fx.traced import nodes_in_call_order
 
 SIDES = ("lower", "upper")
 
@@ -201,13 +203,10 @@ class Bounded(nn.Module):
 
 def bounded_sites(model: nn.Module) -> dict[str, Bounded]:
     """Site name -> its bound, in call order."""
-    modules = dict(model.named_modules())
-    order = (
-        [str(n.target) for n in model.graph.nodes if n.op == "call_module"]
-        if isinstance(model, GraphModule)
-        else modules
-    )
-    called = (modules[name] for name in order)
+    if isinstance(model, GraphModule):
+        called = [called_module(node) for _, node in nodes_in_call_order(model) if node.op == "call_module"]
+    else:
+        called = list(model.modules())
     return {module.site: module for module in called if isinstance(module, Bounded)}
 
 

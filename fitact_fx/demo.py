@@ -32,6 +32,7 @@ from fitact_fx.saving import save
 from fitact_fx.schemes import Scheme
 from fitact_fx.schemes.fitact import FitAct
 from fitact_fx.schemes.ranger import Ranger
+from fitact_fx.traced import TracedModule
 
 FORMAT = "q15.16"
 UNPROTECTED = "none"
@@ -172,7 +173,7 @@ def _file(folder: Path, inside: str, name: str) -> Path:
     raise FitactError(f"there is no {name} in {folder / inside} nor in {folder}")
 
 
-def _hardened(task: Task, name: str, seed: int) -> GraphModule:
+def _hardened(task: Task, name: str, seed: int) -> TracedModule:
     batches = list(zip(*(part.split(task.batch) for part in task.training), strict=True))
     hard = harden(task.model, scheme=PROTECTIONS[name].scheme)
     calibrate(hard, batches)
@@ -188,7 +189,7 @@ def _bound_bytes(hard: GraphModule) -> int:
     return sum(side.numel() * side.element_size() for side in sides)
 
 
-def _run_times(task: Task, hardened: Mapping[str, GraphModule]) -> dict[str, float]:
+def _run_times(task: Task, hardened: Mapping[str, TracedModule]) -> dict[str, float]:
     """Seconds per run of each variant compiled; empty, with the reason told, where compiling does not work."""
     x = task.test[0][:128]
     _say(f"4/4 compiling {len(hardened) + 1} networks and timing them on {len(x)} images")
@@ -202,7 +203,7 @@ def _run_times(task: Task, hardened: Mapping[str, GraphModule]) -> dict[str, flo
         return {}
 
 
-def _written(result: Result, hardened: Mapping[str, GraphModule]) -> tuple[str, ...]:
+def _written(result: Result, hardened: Mapping[str, TracedModule]) -> tuple[str, ...]:
     """Leave everything in the folder; the names of the files."""
     out, task = result.options.out, result.task
     (out / "table.txt").write_text(result.text() + "\n", "utf-8")

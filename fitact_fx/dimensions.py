@@ -218,13 +218,37 @@ def _integers(node: Node) -> list[int]:
 
 
 _RESIZING = frozenset(
-    "pad interpolate upsample pixelshuffle pixelunshuffle zeropad1d zeropad2d zeropad3d reflectionpad1d "
+    "pad constant_pad_nd interpolate upsample pixelshuffle pixelunshuffle zeropad1d zeropad2d zeropad3d reflectionpad1d "
     "reflectionpad2d replicationpad2d constantpad1d constantpad2d glu maxpool1d maxpool2d maxpool3d "
     "avgpool1d avgpool2d avgpool3d "
     "adaptiveavgpool1d adaptiveavgpool2d adaptiveavgpool3d adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d "
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 )
+
+
+def _sliced(_: Node, layout: Layout) -> Layout:
+    return replace(layout, size=None)
+
+
+def _selected(node: Node, layout: Layout) -> Layout | None:
+    """ATen's x[..., i, ...]: one dimension goes."""
+    dim = argument(node, 1, "dim")
+    taken = layout.absolute(dim) if isinstance(dim, int) else None
+    channel = layout.absolute(layout.dim)
+    if taken is None or channel is None or taken == channel:
+        return None
+    rank = None if layout.rank is None else layout.rank - 1
+    return replace(layout, dim=channel - (taken < channel), rank=rank)
+
+
+def _expanded(node: Node, layout: Layout) -> Layout | None:
+    """New dimensions come in front."""
+    sizes = _sizes(node)
+    if layout.rank is None or len(sizes) < layout.rank:
+        return None
+    return Layout(layout.dim if layout.dim < 0 else layout.dim - layout.rank, len(sizes), None)
+
 
 MOVES: dict[str, Move] = {
     "permute": _permute,
@@ -240,6 +264,10 @@ MOVES: dict[str, Move] = {
     "getitem": _getitem,
     "view": _reshape,
     "reshape": _reshape,
+    "unsafe_view": _reshape,
+    "slice": _sliced,
+    "select": _selected,
+    "expand": _expanded,
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
     **dict.fromkeys(_RESIZING, _resized),
 }

@@ -9,7 +9,14 @@ class FitactError(Exception):
 
 
 class TracingError(FitactError):
-    """The model cannot be turned into a graph, or the graph would not do what the model does."""
+    """The model cannot be turned into a graph, or the graph would not do what the model does.
+
+    `module` is the path of the module whose code is at fault, "" for the model itself, None if it is not known.
+    """
+
+    def __init__(self, message: str, module: str | None = None) -> None:
+        super().__init__(message)
+        self.module = module
 
 
 class SiteError(FitactError):

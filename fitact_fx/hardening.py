@@ -18,10 +18,12 @@ from fitact_fx.learning import Record
 from fitact_fx.passes import apply
 from fitact_fx.passes.bounding import Bound
 from fitact_fx.passes.functionalising import Functionalise
+from fitact_fx.places import ACTIVATIONS
 from fitact_fx.ranges import observed_ranges
 from fitact_fx.schemes import Scheme
-from fitact_fx.sites import Site, find_sites
+from fitact_fx.sites import Site, SiteRule, find_sites
 from fitact_fx.spec import Spec
+from fitact_fx.traced import TracedModule
 from fitact_fx.tracing import trace
 
 
@@ -32,9 +34,11 @@ def harden(
     data: object | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     *,
+    sites: SiteRule = ACTIVATIONS,
+    frontend: str | None = None,
     max_drop: float = 0.005,
     seed: int = 0,
-) -> GraphModule:
+) -> TracedModule:
     """A copy of `model` with a bound behind every activation. The model itself is never changed.
 
     `granularity`: "neuron", "channel", "layer", globs over site names with one of these each (the
@@ -47,13 +51,18 @@ def harden(
     modules and buffers are copies. Activations that cannot be reached, inside an LSTM say, stay as they are
     and are named in an UnprotectedWarning. Raises TracingError for a
     model that has no graph, SiteError if there is nothing to bound, RecipeError for unknown names.
+
+    `sites`: which places are bounded: "activations", "linear", "norm", "residual", "logits", several of these, or
+    a predicate over sites (see `find_sites`). `example_inputs` and `frontend` are those of `trace`: with inputs, a
+    model that cannot be traced symbolically is exported; the result's `.frontend` says which way was taken, and
+    `fitact_fx.coverage` what stays open.
     """
     chosen = schemes.named(scheme) if isinstance(scheme, str) else scheme
     if isinstance(chosen, type) or not hasattr(chosen, "place"):
         raise RecipeError(f"scheme is {chosen!r};\n  give a scheme's name or an instance, such as FitAct()")
-    graph_module = trace(model, example_inputs)
-    sites = sites_to_harden(graph_module)
-    specs = _with_granularity(chosen.place(sites, graph_module), granularity)
+    graph_module = trace(model, example_inputs, frontend=frontend)
+    found = sites_to_harden(graph_module, sites)
+    specs = _with_granularity(chosen.place(found, graph_module), granularity)
     hard = bound_sites(graph_module, specs)
     hard.meta["scheme"] = chosen
     _warn_of_hidden(model, hard)
@@ -135,30 +144,29 @@ def _pair(pattern: str, given: Any) -> tuple[Tensor | float | None, Tensor | flo
     return given[0], given[1]
 
 
-def sites_to_harden(graph_module: GraphModule) -> tuple[Site, ...]:
-    """The sites of a graph that has some and has not been hardened; SiteError otherwise."""
+def sites_to_harden(graph_module: GraphModule, sites: SiteRule = ACTIVATIONS) -> tuple[Site, ...]:
+    """The chosen sites of a graph that has some and has not been hardened; SiteError otherwise."""
     if bounded_sites(graph_module):
         raise SiteError("this model is hardened already;\n  harden the original model instead")
-    sites = find_sites(graph_module)
-    if not sites:
+    found = find_sites(graph_module, sites)
+    if not found:
+        what = "no activation was found" if sites == ACTIVATIONS else f"no site that is {sites!r} was found"
         raise SiteError(
-            "no activation was found in this model, so there is nothing to protect;\n"
+            f"{what} in this model, so there is nothing to protect;\n"
             "  `fitact-fx inspect` shows what the graph holds and what could not be seen"
         )
-    return sites
+    return found
 
 
-def bound_sites(graph_module: GraphModule, specs: Mapping[str, Spec]) -> GraphModule:
+def bound_sites(graph_module: TracedModule, specs: Mapping[str, Spec]) -> TracedModule:
     """Rewrite the graph so that each site in `specs` is bounded, with the bounds not set yet."""
     layouts = channel_layouts(graph_module)
     placed = {}
-    for site in find_sites(graph_module):
-        if site.name in specs:
-            layout = layouts[site.node]
-            spec = specs[site.name]
-            dim, rank = (None, None) if layout is None else (layout.dim, layout.rank)
-            placed[site.name] = Spec(granularities.at_dim(spec.granularity, dim, rank), spec.policy, spec.learned)
-    apply(graph_module, Functionalise(), Bound(placed))
+    for site in find_sites(graph_module, lambda site: site.name in specs):
+        layout, spec = layouts[site.node], specs[site.name]
+        dim, rank = (None, None) if layout is None else (layout.dim, layout.rank)
+        placed[site.name] = Spec(granularities.at_dim(spec.granularity, dim, rank), spec.policy, spec.learned)
+    apply(graph_module, Functionalise(frozenset(placed)), Bound(placed))
     return graph_module
 
 

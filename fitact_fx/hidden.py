@@ -8,23 +8,14 @@ from types import CodeType, FunctionType
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fitact_fx.nodes import called_module, operator_name
-from fitact_fx.sites import KINDS
-from fitact_fx.source import source_line
+from fitact_fx.kinds import KINDS
+from fitact_fx.nodes import called_module
+from fitact_fx.source import owner_path, source_line
+from fitact_fx.traced import TracedModule, UnseenCode, joined, nodes_in_call_order, parts
 
-# Modules of torch that are called whole and compute activations in C++ or by themselves.
-_OPAQUE = (
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.Transformer,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-)
 _MODULES = tuple(kind.module for kind in KINDS)
-# Activations that no row of KINDS stands for, in the spelling of `operator_name`.
-_NOT_BOUNDED = frozenset("glu rrelu hardshrink softshrink tanhshrink logsigmoid".split())
 _WORDS = (
-    _NOT_BOUNDED.union(*(kind.methods for kind in KINDS))
+    frozenset[str]().union(*(kind.methods for kind in KINDS))
     | {function.__name__ for kind in KINDS for function in kind.functions}
     | {module.__name__ for module in _MODULES}
 )
@@ -50,36 +41,37 @@ def untraced_activations(model: nn.Module) -> Iterator[Limit]:
 def hidden_activations(model: nn.Module, graph_module: GraphModule) -> Iterator[Limit]:
     """What the graph of `model` calls whole, has no bounds for, or never calls."""
     called: set[str] = set()
-    for node in graph_module.graph.nodes:
-        if node.op == "call_module":
-            called.update(f"{node.target}.{name}".rstrip(".") for name, _ in called_module(node).named_modules())
-            yield from _in_leaf(node)
-        if node.op.startswith("call_") and operator_name(node) in _NOT_BOUNDED:
-            yield Limit(_place(node), f"{operator_name(node)}: this library has no bounds for it", inside=True)
+    for path, node in nodes_in_call_order(graph_module):
+        if node.op == "call_module" and not isinstance(called_module(node), UnseenCode):
+            called.update(joined(path, str(node.target), name) for name, _ in called_module(node).named_modules())
+            yield from _in_leaf(path, node)
+        called.update(name for name in (node.meta.get("leaf"), owner_path(node)) if name)
+    if isinstance(graph_module, TracedModule):
+        called.update(parts(graph_module))
+        for path, why in graph_module.unseen.items():
+            yield Limit(path or "the model itself", f"its code could not be seen: {why.splitlines()[0]}", inside=True)
     yield from _in_wrapped_functions(graph_module)
     for name, module in model.named_modules():
         if isinstance(module, _MODULES) and name not in called:
             yield Limit(name, f"{type(module).__name__}: forward does not call it in evaluation mode")
 
 
-def _in_leaf(node: Node) -> Iterator[Limit]:
-    """A module called whole, unless it is an activation itself."""
+def _in_leaf(path: str, node: Node) -> Iterator[Limit]:
+    """A module called whole, unless it is an activation itself, or code whose children are graphs."""
     module = called_module(node)
-    if isinstance(module, _MODULES):
+    if isinstance(module, _MODULES) or parts(module):
         return
     inside = Counter(type(each).__name__ for each in module.modules() if isinstance(each, _MODULES))
-    if not inside and not any(isinstance(each, _OPAQUE) for each in module.modules()):
-        return
-    what = ", ".join(f"{count} {name}" for name, count in inside.items()) or "its activations"
-    yield Limit(
-        _place(node), f"{type(module).__name__} is called whole: {what} inside it cannot be bounded", inside=True
-    )
+    if inside:
+        what = ", ".join(f"{count} {name}" for name, count in inside.items())
+        why = f"{type(module).__name__} is called whole: {what} inside it cannot be bounded"
+        yield Limit(joined(path, str(node.target)), why, inside=True)
 
 
 def _in_wrapped_functions(graph_module: GraphModule) -> Iterator[Limit]:
     """Python functions that are one node of the graph (torch.fx.wrap) and name an activation."""
     calls: dict[FunctionType, list[Node]] = {}
-    for node in graph_module.graph.nodes:
+    for _, node in nodes_in_call_order(graph_module):
         if node.op == "call_function" and isinstance(node.target, FunctionType):
             calls.setdefault(node.target, []).append(node)
     for function, nodes in calls.items():

@@ -25,7 +25,8 @@ from fitact_fx.passes import apply
 from fitact_fx.passes.functionalising import Functionalise
 from fitact_fx.passes.injecting import Inject
 from fitact_fx.policies import Pass
-from fitact_fx.tracing import TracedModule, trace
+from fitact_fx.traced import TracedModule
+from fitact_fx.tracing import trace
 
 
 def inject(

@@ -18,9 +18,10 @@ from fitact_fx.errors import FitactError, RecipeError, TracingError, Unprotected
 from fitact_fx.granularity import NAMES, Shape
 from fitact_fx.hardening import harden
 from fitact_fx.hidden import Limit, hidden_activations, untraced_activations
+from fitact_fx.kinds import FREE
 from fitact_fx.layout import Layout, channel_layouts
 from fitact_fx.ownership import owned_copy
-from fitact_fx.sites import FREE, Site, find_sites
+from fitact_fx.sites import Site, find_sites
 from fitact_fx.tracing import trace
 
 
@@ -84,7 +85,7 @@ def inspect(model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> 
     weights = sum(count for count, _ in counts), sum(count * width for count, width in counts)
     own = owned_copy(model).eval()
     try:
-        graph_module = trace(own)
+        graph_module = trace(own, example_inputs)
     except TracingError as error:
         return Inspection(*weights, (), tuple(untraced_activations(own)), str(error))
     sites = find_sites(graph_module)

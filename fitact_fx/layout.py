@@ -8,13 +8,13 @@ is guessed: behind an operator that may have moved the channel, the layout is No
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.dimensions import MOVES, Layout
+from fitact_fx.kinds import kind_of, recurrent_call
 from fitact_fx.nodes import argument, called_module, operator_name, owning_module
-from fitact_fx.sites import kind_of
+from fitact_fx.traced import nodes_in_call_order
 
 Layouts = dict[Node, Layout | None]
 
@@ -22,19 +22,30 @@ Layouts = dict[Node, Layout | None]
 def channel_layouts(graph_module: GraphModule) -> Layouts:
     """The layout of every node's value; None where it cannot be known."""
     layouts: Layouts = {}
-    for node in graph_module.graph.nodes:
+    for _, node in nodes_in_call_order(graph_module):
         carried = _carried(node, layouts)
         if operator_name(node) in _LAST_NORMS:
-            layouts[node] = _behind_norm(node, carried)
+            layout = _behind_norm(node, carried)
         else:
-            layouts[node] = _with_rank(_origin(node), node, layouts) or carried
+            layout = _with_rank(_origin(node), node, layouts) or carried
+        layouts[node] = _with_shape(layout, node.meta.get("shape"))
     return layouts
+
+
+def _with_shape(layout: Layout | None, shape: tuple[int | None, ...] | None) -> Layout | None:
+    """An exported graph knows the shapes of its values."""
+    if layout is None or shape is None or not -len(shape) <= layout.dim < len(shape):
+        return layout
+    dim = layout.dim % len(shape)
+    return Layout(dim - len(shape) if layout.dim < 0 else dim, len(shape), shape[dim])
 
 
 def _origin(node: Node) -> Layout | None:
     """What an operator with channels of its own says about its output."""
+    if recurrent_call(node) is not None and kind_of(node) is not None:
+        return Layout(-1)
     if node.op == "call_function":
-        return _FUNCTION_ORIGINS.get(node.target)
+        return _FUNCTION_ORIGINS.get(operator_name(node))
     if node.op != "call_module":
         return None
     module = called_module(node)
@@ -66,18 +77,18 @@ _MODULE_ORIGINS: tuple[tuple[tuple[type[nn.Module], ...], int, int | None, str],
     ((nn.Embedding,), -1, None, "embedding_dim"),
     ((nn.MultiheadAttention,), -1, None, "embed_dim"),
 )
-_FUNCTION_ORIGINS: dict[object, Layout] = {
-    F.conv1d: Layout(1, 3),
-    F.conv2d: Layout(1, 4),
-    F.conv3d: Layout(1, 5),
-    F.conv_transpose1d: Layout(1, 3),
-    F.conv_transpose2d: Layout(1, 4),
-    F.conv_transpose3d: Layout(1, 5),
-    F.batch_norm: Layout(1),
-    F.group_norm: Layout(1),
-    F.instance_norm: Layout(1),
-    F.linear: Layout(-1),
-    F.embedding: Layout(-1),
+_FUNCTION_ORIGINS: dict[str, Layout] = {
+    "conv1d": Layout(1, 3),
+    "conv2d": Layout(1, 4),
+    "conv3d": Layout(1, 5),
+    "conv_transpose1d": Layout(1, 3),
+    "conv_transpose2d": Layout(1, 4),
+    "conv_transpose3d": Layout(1, 5),
+    "batch_norm": Layout(1),
+    "group_norm": Layout(1),
+    "instance_norm": Layout(1),
+    "linear": Layout(-1),
+    "embedding": Layout(-1),
 }
 
 _RANK_STAYS = frozenset("linear batchnorm1d syncbatchnorm groupnorm batch_norm group_norm instance_norm".split())
@@ -101,6 +112,11 @@ def _behind_norm(node: Node, carried: Layout | None) -> Layout | None:
 def _carried(node: Node, layouts: Layouts) -> Layout | None:
     """The layout of the input, as this operator passes it on."""
     name = operator_name(node)
+    if name == "glu":
+        return _resized(node, layouts)
+    if name in ("softmax", "_softmax") and _is_over_last(node) and _of_input(node, layouts) is None:
+        # Attention weights (N, heads, T, S) are told apart by their heads; another rank is refused when it is seen.
+        return Layout(1, 4)
     if name in _ELEMENTWISE:
         return _agreed(node, layouts)
     source = next(iter(node.all_input_nodes), None)
@@ -119,6 +135,20 @@ _KEEPING = frozenset(
     "clone copy detach to zeros_like ones_like float half double bfloat16 type_as neg abs exp log sqrt rsqrt square "
     "softmax log_softmax roll flip chunk split channelshuffle localresponsenorm softmax2d".split()
 )
+
+
+def _resized(node: Node, layouts: Layouts) -> Layout | None:
+    layout = _of_input(node, layouts)
+    return None if layout is None else replace(layout, size=None)
+
+
+def _of_input(node: Node, layouts: Layouts) -> Layout | None:
+    return layouts.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+
+
+def _is_over_last(node: Node) -> bool:
+    dim = called_module(node).dim if node.op == "call_module" else argument(node, 1, "dim")
+    return dim in (-1, 3)
 
 
 def _agreed(node: Node, layouts: Layouts) -> Layout | None:

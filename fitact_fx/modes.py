@@ -34,11 +34,12 @@ class ModeConstant(nn.Module):
 
 
 class GraphsDifferError(Exception):
-    """The two graphs do different things, beginning at `where`."""
+    """The two graphs do different things, beginning at `where`, in the code of the module at path `owner`."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, owner: str) -> None:
         super().__init__(where)
         self.where = where
+        self.owner = owner
 
 
 def merge(root: nn.Module, training: Graph, evaluation: Graph) -> Graph:
@@ -71,18 +72,18 @@ def _paired(root: nn.Module, ours: list[Node], theirs: list[Node], *, exact: boo
     pairs = dict(zip(ours, theirs, strict=False))
     for one, other in pairs.items():
         if not _same_call(root, one, other, exact):
-            raise GraphsDifferError(_place(one if other.op == "output" else other))
+            raise _differ(one if other.op == "output" else other)
     if len(ours) != len(theirs):
-        raise GraphsDifferError(_place(max((ours, theirs), key=len)[len(pairs)]))
+        raise _differ(max((ours, theirs), key=len)[len(pairs)])
     return pairs
 
 
-def _place(node: Node) -> str:
-    """The user's line; what forward returns has none of its own, so the last one recorded before it."""
+def _differ(node: Node) -> GraphsDifferError:
+    """At the user's line; what forward returns has none of its own, so the last one recorded before it."""
     before = next((each for each in reversed(node.graph.nodes) if each.stack_trace), None)
     if node.op != "output" or before is None:
-        return source_line(node)
-    return f"in what forward returns, after {source_line(before)}"
+        return GraphsDifferError(source_line(node), owner_path(node))
+    return GraphsDifferError(f"in what forward returns, after {source_line(before)}", "")
 
 
 def _same_call(root: nn.Module, ours: Node, theirs: Node, exact: bool) -> bool:
@@ -123,7 +124,7 @@ class _Merge:
         if isinstance(ours, _SCALAR) and isinstance(theirs, _SCALAR):
             return theirs if _same_scalar(ours, theirs) else self._constant(ours, theirs)
         if type(ours) is not type(theirs):
-            raise GraphsDifferError(_place(self.node))
+            raise _differ(self.node)
         if isinstance(ours, dict) and list(ours) == list(theirs):
             return {key: self(ours[key], theirs[key]) for key in ours}
         if isinstance(ours, tuple | list) and len(ours) == len(theirs):
@@ -131,7 +132,7 @@ class _Merge:
         if isinstance(ours, slice):
             return slice(self(ours.start, theirs.start), self(ours.stop, theirs.stop), self(ours.step, theirs.step))
         if isinstance(ours, Node) or ours != theirs:
-            raise GraphsDifferError(_place(self.node))
+            raise _differ(self.node)
         return theirs
 
     def _value(self, argument: Any) -> Any:
@@ -140,7 +141,7 @@ class _Merge:
 
     def _constant(self, training: object, evaluation: object) -> Node:
         if self.comparing:
-            raise GraphsDifferError(_place(self.node))
+            raise _differ(self.node)
         path = owner_path(self.node)
         owner = self.root.get_submodule(path)
         taken = sum(isinstance(child, ModeConstant) for child in owner.children())

@@ -6,6 +6,7 @@ from collections.abc import Container
 from types import FunctionType
 
 from torch import nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 _IN_PLACE_OPERATORS = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor setitem __setitem__".split())
@@ -25,7 +26,9 @@ def owning_module(node: Node) -> GraphModule:
 
 
 def called_name(node: Node) -> str:
-    """The function's or method's own name: `relu_`, `add`, `view`."""
+    """The function's, method's or ATen operator's own name: `relu_`, `add`, `view`."""
+    if isinstance(node.target, OpOverload):
+        return str(node.target.overloadpacket.__name__)
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 

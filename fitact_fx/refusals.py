@@ -73,7 +73,8 @@ def changed_buffer(name: str) -> TracingError:
     """Forward stored something in a buffer where the graph does not see it."""
     return TracingError(
         f"forward changes the model's own buffer {name!r}, and a graph would lose that;\n"
-        "  change it in place (self.name.copy_(value)), or compute the value without storing it"
+        "  change it in place (self.name.copy_(value)), or compute the value without storing it",
+        name.rpartition(".")[0],
     )
 
 
@@ -95,21 +96,23 @@ def frozen_random(node: Node) -> TracingError:
     return _frozen(node, what, remedy)
 
 
-def frozen_state(where: str) -> TracingError:
+def frozen_state(where: str, owner: str) -> TracingError:
     """Two recordings of the same model differ."""
     return TracingError(
         f"forward does something else each time it runs ({where})\n"
         "  such as counting its calls, reading a clock or a random generator of its own, which a graph would freeze;\n"
-        "  pass the changing value in as an argument"
+        "  pass the changing value in as an argument",
+        owner,
     )
 
 
 def _frozen(node: Node, what: str, remedy: str) -> TracingError:
-    owner = owner_path(node) or "the model itself"
-    return TracingError(f"{owner} ({source_line(node)})\n  {what}, which a graph would freeze;\n  {remedy}")
+    owner = owner_path(node)
+    where = f"{owner or 'the model itself'} ({source_line(node)})"
+    return TracingError(f"{where}\n  {what}, which a graph would freeze;\n  {remedy}", owner)
 
 
-def untraceable(error: Exception, module: str, own_files: frozenset[str]) -> TracingError:
+def untraceable(error: Exception, module: str, path: str, own_files: frozenset[str]) -> TracingError:
     """User code raised `error` when it met a stand-in."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_torch(frame.filename)]
     theirs = [frame for frame in frames if frame.filename not in own_files]
@@ -121,10 +124,12 @@ def untraceable(error: Exception, module: str, own_files: frozenset[str]) -> Tra
         return TracingError(
             f"cannot trace {module} ({where})\n  torch.{factory[1]} cannot take sizes of tensors one by one;\n"
             f"  give all sizes as one tuple, torch.{factory[1]}((x.size(0), ...))"
-            + ("" if factory[1].startswith("rand") else f", or write x.new_{factory[1]}(...)")
+            + ("" if factory[1].startswith("rand") else f", or write x.new_{factory[1]}(...)"),
+            path,
         )
     return TracingError(
         f"cannot trace {module} ({where})\n  {reason};\n"
         "  decide on shapes and options in __init__ and not on tensor values in forward, or move that "
-        'line into a function marked with torch.fx.wrap("name")'
+        'line into a function marked with torch.fx.wrap("name")',
+        path,
     )

@@ -1,8 +1,8 @@
 """Bounds on disk: one safetensors file, the recipe as JSON in its header. Nothing in it can run code.
 
 Header entry `fitact_fx` (JSON): {"version": 1, "scheme": {"name": ..., "options": {...}}, "sites": [{"name",
-"kind", "granularity", "policy", "learned", "sides"}, ...], "unbounded": {site name: kind}, "parameters": {name:
-shape}}. Tensors: `<site>.lower` and `<site>.upper`, in the shape their granularity gives them.
+"kind", "granularity", "policy", "learned", "sides"}, ...], "frontend": ..., "unbounded": {site name: kind},
+"parameters": {name: shape}}. Tensors: `<site>.lower` and `<site>.upper`, in the shape their granularity gives them.
 """
 
 import dataclasses
@@ -14,21 +14,22 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from fitact_fx import granularity as granularities
 from fitact_fx import policies, schemes
 from fitact_fx.bounded import SIDES, bounded_sites
 from fitact_fx.errors import RecipeError, SiteError
 from fitact_fx.hardening import bound_sites, sites_to_harden
-from fitact_fx.sites import find_sites
+from fitact_fx.places import ACTIVATIONS
+from fitact_fx.sites import Site, find_sites
 from fitact_fx.spec import Spec
+from fitact_fx.traced import TracedModule
 from fitact_fx.tracing import trace
 
 _KEY, _VERSION = "fitact_fx", 1
 
 
-def save(hard: GraphModule, path: str | os.PathLike[str]) -> None:
+def save(hard: TracedModule, path: str | os.PathLike[str]) -> None:
     """Write the bounds and the recipe of `hard`; the weights stay with the model. Replaces `path` whole or not at all.
 
     Raises SiteError if a bound is not set, RecipeError if there is no folder to write to.
@@ -59,7 +60,7 @@ def save(hard: GraphModule, path: str | os.PathLike[str]) -> None:
         raise
 
 
-def _recipe(hard: GraphModule) -> dict[str, Any]:
+def _recipe(hard: TracedModule) -> dict[str, Any]:
     scheme = hard.meta["scheme"]
     rows = [
         {
@@ -76,20 +77,22 @@ def _recipe(hard: GraphModule) -> dict[str, Any]:
         "version": _VERSION,
         "scheme": {"name": scheme.name, "options": dataclasses.asdict(scheme)},
         "sites": rows,
+        "frontend": hard.frontend,
         "unbounded": {site.name: site.kind for site in find_sites(hard)},
         "parameters": {name: list(parameter.shape) for name, parameter in hard.named_parameters()},
     }
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> GraphModule:
+def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> TracedModule:
     """`model` hardened as the saved one was, with its bounds. The model itself is not changed.
 
+    A model that was exported is exported again, for which it needs `example_inputs`, as `harden` did.
     Raises RecipeError for a missing file, one that is not ours or was damaged, and a model with other
     sites, kinds or parameter shapes, naming what differs.
     """
     saved, tensors = _read(Path(path))
-    graph_module = trace(model)
-    kinds = {site.name: site.kind for site in sites_to_harden(graph_module)}
+    graph_module = _traced(path, model, saved.frontend, example_inputs)
+    kinds = {site.name: site.kind for site in sites_to_harden(graph_module, saved.is_known)}
     shapes = {name: list(parameter.shape) for name, parameter in graph_module.named_parameters()}
     _compare(path, "site", saved.kinds, kinds)
     _compare(path, "parameter", saved.parameters, shapes)
@@ -100,6 +103,15 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> GraphModule:
     return hard
 
 
+def _traced(path: object, model: nn.Module, frontend: str, example_inputs: tuple[Any, ...] | None) -> TracedModule:
+    if frontend == "export" and example_inputs is None:
+        raise RecipeError(
+            f"the model in {path} was exported, and its graph is made anew by running the model;\n"
+            "  give load the example_inputs that harden got"
+        )
+    return trace(model, example_inputs, frontend=frontend)
+
+
 class _Recipe(NamedTuple):
     """What the header says: every site's kind and parameter's shape, how sites are bounded, which tensors there are."""
 
@@ -108,6 +120,7 @@ class _Recipe(NamedTuple):
     specs: dict[str, Spec]
     scheme: Any
     tensors: list[str]
+    frontend: str
 
     @classmethod
     def parsed(cls, entry: dict[str, Any]) -> "_Recipe":
@@ -119,7 +132,11 @@ class _Recipe(NamedTuple):
         scheme = _with_options(schemes.named(entry["scheme"]["name"]), entry["scheme"]["options"])
         tensors = [f"{row['name']}.{side}" for row in rows for side in row["sides"]]
         kinds = {row["name"]: row["kind"] for row in rows} | entry["unbounded"]
-        return cls(kinds, entry["parameters"], specs, scheme, tensors)
+        return cls(kinds, entry["parameters"], specs, scheme, tensors, entry.get("frontend", "symbolic"))
+
+    def is_known(self, site: Site) -> bool:
+        """Whether the file should tell of this site: every activation, and what else was bounded."""
+        return ACTIVATIONS in site.places or site.name in self.specs
 
 
 def _with_options(value: Any, options: dict[str, Any]) -> Any:

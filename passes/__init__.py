@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch.fx import GraphModule
 
+from fitact_fx.traced import parts
+
 
 class GraphPass(Protocol):
     """`pass_(graph_module)` edits the graph in place and returns the names of what it touched."""
@@ -16,8 +18,9 @@ class GraphPass(Protocol):
 
 
 def apply(graph_module: GraphModule, *passes: GraphPass) -> tuple[tuple[str, ...], ...]:
-    """Run the passes in order, then check and recompile the graph once; what each of them touched."""
+    """Run the passes in order, then check and recompile the graph and its parts once; what each of them touched."""
     touched = tuple(pass_(graph_module) for pass_ in passes)
-    graph_module.graph.lint()
-    graph_module.recompile()
+    for each in {graph_module, *parts(graph_module).values()}:
+        each.graph.lint()
+        each.recompile()
     return touched

@@ -1,4 +1,4 @@
-"""Put a bound behind each chosen activation.
+"""Put a bound behind each chosen site.
 
 y = relu(x)          y = relu(x)
 z = conv(y)    ->    y_bound = layer1.0.relu_bound(y)
@@ -14,9 +14,9 @@ from torch.fx import GraphModule
 
 from fitact_fx.bounded import Bounded, Notice
 from fitact_fx.errors import SiteError, site_message
-from fitact_fx.nodes import free_name
 from fitact_fx.sites import Site, find_sites
 from fitact_fx.spec import Spec
+from fitact_fx.traced import add_beside
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,23 @@ class Bound:
     specs: Mapping[str, Spec]
 
     def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
-        sites = {site.name: site for site in find_sites(graph_module)}
+        sites = {site.name: site for site in find_sites(graph_module, lambda site: True)}
         chosen = [name for name in sites if name in self.specs]
         missing = sorted(set(self.specs) - set(sites))
         if missing or not chosen:
             what = f"no site is called {missing[0]}" if missing else "no site was chosen to be bounded"
-            raise SiteError(f"{what};\n  find_sites lists them: {', '.join(sites) or 'this graph has none'}")
+            raise SiteError(
+                f"{what};\n  find_sites lists them: {', '.join(_some(graph_module)) or 'this graph has none'}"
+            )
         like, notice = _like(graph_module), Notice()
         for name in chosen:
             _refuse_inplace(sites[name])
             _insert(graph_module, sites[name], _bounded(sites[name], self.specs[name], like, notice))
         return tuple(chosen)
+
+
+def _some(graph_module: GraphModule) -> list[str]:
+    return [site.name for site in find_sites(graph_module)]
 
 
 def _refuse_inplace(site: Site) -> None:
@@ -50,10 +56,9 @@ def _refuse_inplace(site: Site) -> None:
 
 
 def _insert(graph_module: GraphModule, site: Site, bounded: Bounded) -> None:
-    target = free_name(f"{site.name}_bound", dict(graph_module.named_modules()))
-    graph_module.add_submodule(target, bounded.train(graph_module.training))
-    with graph_module.graph.inserting_after(site.node):
-        bound = graph_module.graph.call_module(target, (site.node,))
+    target = add_beside(graph_module, site.node, f"{site.name}_bound", bounded)
+    with site.node.graph.inserting_after(site.node):
+        bound = site.node.graph.call_module(target, (site.node,))
     bound.meta = dict(site.node.meta)
     site.node.replace_all_uses_with(bound, delete_user_cb=lambda user: user is not bound)
 

@@ -22,23 +22,27 @@ from torch.fx import GraphModule, Node
 
 from fitact_fx.aliasing import sharing_memory
 from fitact_fx.errors import SiteError, site_message
+from fitact_fx.kinds import kind_of, out_of_place
 from fitact_fx.nodes import argument, inplace_position, overwrites_input
-from fitact_fx.sites import Site, find_sites, kind_of, make_out_of_place
+from fitact_fx.places import ACTIVATIONS
+from fitact_fx.sites import Site, find_sites
 
 _OWNED_ELSEWHERE = ("placeholder", "get_attr")
 
 
 @dataclass(frozen=True)
 class Functionalise:
-    """Rewrites every in-place activation of the graph; returns the names of those sites.
+    """Rewrites every in-place activation of the graph, and the other sites in `also`; returns the names of those.
 
     A graph without any is left as it is. It changes the modules the graph calls (their `inplace`), so
     give it a graph that owns them, as `trace` does. Raises SiteError where it cannot be told whether an
     activation overwrites its input.
     """
 
+    also: frozenset[str] = frozenset()
+
     def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
-        sites = [site for site in find_sites(graph_module) if site.inplace]
+        sites = [site for site in find_sites(graph_module, self._is_meant) if site.inplace]
         pending = {site.node for site in sites}
 
         def overwrites(node: Node) -> bool:
@@ -49,8 +53,11 @@ class Functionalise:
             _refuse_undecided(site)
             _redirect_later_readers(site.node, overwrites)
             pending.remove(site.node)
-            make_out_of_place(site.node)
+            out_of_place(site.node)
         return tuple(site.name for site in sites)
+
+    def _is_meant(self, site: Site) -> bool:
+        return ACTIVATIONS in site.places or site.name in self.also
 
 
 def _refuse_undecided(site: Site) -> None:

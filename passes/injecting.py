@@ -15,9 +15,10 @@ from fitact_fx.aliasing import is_overwritten, written_apart
 from fitact_fx.bounded import Bounded
 from fitact_fx.errors import FaultError, SiteError, site_message
 from fitact_fx.injected import Injected, NodeName, WordFormat
-from fitact_fx.nodes import called_module, free_name
+from fitact_fx.nodes import called_module
 from fitact_fx.points import matching_points
 from fitact_fx.source import source_line
+from fitact_fx.traced import add_beside
 
 SIDES = ("after", "before")
 
@@ -61,10 +62,9 @@ class Inject:
             raise SiteError(site_message(name, source, problem, "inject at the result of that line"))
         options = {"permanent": self.permanent, "overwritten": is_overwritten(anchor)}
         injected = Injected(point, self.where, source, self.format, **options)
-        target = free_name(f"{point}_fault_{self.where}", dict(graph_module.named_modules()))
-        graph_module.add_submodule(target, injected.train(graph_module.training))
-        with graph_module.graph.inserting_after(_last_placeholder(anchor)):
-            faulty = graph_module.graph.call_module(target, (anchor,))
+        target = add_beside(graph_module, anchor, f"{point}_fault_{self.where}", injected)
+        with anchor.graph.inserting_after(_last_placeholder(anchor)):
+            faulty = anchor.graph.call_module(target, (anchor,))
         faulty.meta = dict(anchor.meta)
         anchor.replace_all_uses_with(faulty, delete_user_cb=lambda user: user is not faulty)
         return injected.name

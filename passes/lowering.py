@@ -16,11 +16,13 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
+from fitact_fx.frontends.exported import InputGuards
+from fitact_fx.kinds import kind_of
 from fitact_fx.modes import ModeConstant
-from fitact_fx.nodes import called_module, overwrites_input
+from fitact_fx.nodes import called_module, overwrites_input, owning_module
 from fitact_fx.policies import Zero
-from fitact_fx.sites import kind_of
-from fitact_fx.tracing import require_default
+from fitact_fx.signature import require_default
+from fitact_fx.traced import TracedModule, nodes_in_call_order, parts
 
 
 class Folded(NamedTuple):
@@ -51,22 +53,31 @@ class Lower:
 
     def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
         sites = []
-        for node in list(graph_module.graph.nodes):
+        for _, node in list(nodes_in_call_order(graph_module)):
             module = called_module(node) if node.op == "call_module" else None
             if isinstance(module, Bounded):
                 sites.append(module.site)
                 dtype = self.types.get(module.site, module.placement.dtype)
-                _replace(node, _lowered(graph_module, node, module, dtype))
+                _replace(node, _lowered(owning_module(node), node, module, dtype))
+            elif isinstance(module, InputGuards):
+                owning_module(node).add_module(str(node.target), module.guards)
             elif isinstance(module, ModeConstant):
                 _replace(node, module.evaluation_value)
             elif node.target is require_default:
                 _plain_check(node)
         if not sites:
             raise SiteError("this graph has no bounded site to lower;\n  lower what fitact_fx.harden returned")
-        # A write into memory that others read is not dead, even if nobody reads its own result.
-        graph_module.graph.eliminate_dead_code(lambda node: node.is_impure() or overwrites_input(node))
-        graph_module.delete_all_unused_submodules()
+        for each in {graph_module, *parts(graph_module).values()}:
+            each.graph.eliminate_dead_code(_has_effects)
+        if not parts(graph_module).keys() - {""}:
+            graph_module.delete_all_unused_submodules()
         return tuple(sites)
+
+
+def _has_effects(node: Node) -> bool:
+    """A write into memory that others read is not dead, even if nobody reads its own result; nor is unseen code."""
+    unseen = node.op == "call_module" and bool(parts(called_module(node)))
+    return unseen or node.is_impure() or overwrites_input(node)
 
 
 def _refuse_unset(bounded: Bounded) -> None:
@@ -165,7 +176,7 @@ def _types_seen(hard: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, t
 
 
 def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: str = "inductor") -> Any:
-    """The hardened model for evaluation, compiled as one graph of plain operators.
+    """The hardened model for evaluation, compiled as one graph of plain operators (and the code that was not seen).
 
     Compiled here and now, by one run on `example_inputs` (a tensor or a tuple of positional inputs), for the autocast
     that is on here; Parameters are shared with `hard`, buffers and bounds are copied. `backend` is any of
@@ -185,9 +196,11 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
     # The model may overwrite what it is called with, and these are the user's.
     example_inputs = tuple(each.clone() if isinstance(each, Tensor) else each for each in example_inputs)
     apply(own, Lower(_types_seen(own, example_inputs)))  # type: ignore[arg-type]
-    plain = GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
-    plain.meta["lowered"] = True  # its bounds are constants of comparisons now
-    compiled = torch.compile(plain, backend=backend, fullgraph=True)
+    unseen = isinstance(hard, TracedModule) and bool(hard.unseen)
+    # Code that could not be seen may break the compiled graph, and holds parts that are graphs of their own.
+    plain = own if unseen else GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
+    plain.meta["lowered"] = True  # type: ignore[index,operator]  # its bounds are constants of comparisons now
+    compiled = torch.compile(plain, backend=backend, fullgraph=not unseen)
     with torch.no_grad():
         compiled(*example_inputs)
     return compiled

@@ -19,16 +19,16 @@ ROOT = Path(__file__).parents[1]
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
 errors nodes source
-granularity policies batches statistics dimensions
+ownership
+granularity policies batches statistics dimensions traced
 spec holdout
 bounded injected
-sites
-layout refusals
-aliasing
-ambience modes ownership hidden proxies
-recording
-tracing faults ranges
-points
+kinds signature modes
+naming refusals
+places layout aliasing
+sites ambience hidden
+frontends
+tracing faults ranges points
 passes learning hit_words
 schemes injection faulty_outputs
 recipe
@@ -143,8 +143,8 @@ def planted(root: Path, **files: str) -> Path:
     [
         ({"passes__folding": "from fitact_fx.passes import Pass"}, None),
         (
-            {"fitact_fx__sites": "\nfrom fitact_fx.layout import X", "fitact_fx__layout": ""},
-            "fitact_fx/sites.py:2 imports fitact_fx.layout, which stands on the same or a later line",
+            {"fitact_fx__sites": "\nfrom fitact_fx.ranges import X", "fitact_fx__ranges": ""},
+            "fitact_fx/sites.py:2 imports fitact_fx.ranges, which stands on the same or a later line",
         ),
         (
             {
@@ -154,8 +154,8 @@ def planted(root: Path, **files: str) -> Path:
             "fitact_fx/tracing.py:2 imports fitact_fx.faults, which stands on the same or a later line",
         ),
         (
-            {"fitact_fx__sites": "from . import layout", "fitact_fx__layout": ""},
-            "fitact_fx/sites.py:1 imports fitact_fx.layout, which stands on the same or a later line",
+            {"fitact_fx__sites": "from . import ranges", "fitact_fx__ranges": ""},
+            "fitact_fx/sites.py:1 imports fitact_fx.ranges, which stands on the same or a later line",
         ),
         (
             {"fitact_fx__hardening": "import fitact_fx"},

@@ -14,7 +14,7 @@ import fitact_fx
 from fitact_fx.bounded import bounded_sites
 from fitact_fx.errors import SiteError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.faults import BitFlip
-from fitact_fx.sites import module_kind
+from fitact_fx.kinds import module_kind
 from fitact_fx.testing import architectures
 
 INFINITE = {"*": (-torch.inf, torch.inf)}

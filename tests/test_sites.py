@@ -9,7 +9,8 @@ from small_models import hardened_like, kinds, module, run
 from torch import Tensor, nn
 
 from fitact_fx.hardening import bounds, calibrate, harden
-from fitact_fx.sites import KINDS, find_sites
+from fitact_fx.kinds import KINDS
+from fitact_fx.sites import find_sites
 from fitact_fx.tracing import trace
 
 X = torch.linspace(-3, 3, 24).reshape(2, 3, 4)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fitact_fx.errors import RecipeError
-from fitact_fx.sites import KINDS, find_sites
+from fitact_fx.kinds import KINDS
+from fitact_fx.sites import find_sites
 from fitact_fx.testing import STEPS, Architecture, Layer, Made, Step, architectures, batches
 from fitact_fx.testing.activations import FUNCTIONS, MODULES, Activation, ActivationModule
 from fitact_fx.testing.attention import Attention

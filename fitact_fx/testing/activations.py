@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from fitact_fx.sites import KINDS, Kind
+from fitact_fx.kinds import KINDS, Kind
 from fitact_fx.testing.step import Choice, Layer, Made, Step, among, chosen
 from fitact_fx.testing.writing import Shape, Writer
 

@@ -11,7 +11,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from fitact_fx.errors import RecipeError, known
-from fitact_fx.sites import KINDS
+from fitact_fx.kinds import KINDS
 from fitact_fx.testing import activations, attention, joins, layers, sharing
 from fitact_fx.testing.architecture import Architecture
 from fitact_fx.testing.step import Choice, Step, options_of

@@ -7,35 +7,29 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy, Tracer
 
-from fitact_fx import proxies, refusals
+from fitact_fx import refusals
 from fitact_fx.ambience import RandomStates, autocast_state
 from fitact_fx.bounded import Bounded
 from fitact_fx.errors import TracingError
+from fitact_fx.frontends import attention, proxies
+from fitact_fx.frontends.proxies import KnownTensor, StandIn, taken_for_what_they_stand_for
 from fitact_fx.injected import Injected
+from fitact_fx.kinds import is_known_activation, module_kind
 from fitact_fx.modes import ModeConstant
-from fitact_fx.proxies import KnownTensor, StandIn, taken_for_what_they_stand_for
-from fitact_fx.sites import is_known_activation, module_kind
+from fitact_fx.signature import CONSTANTS, require_default
 from fitact_fx.source import user_frames
 
-_SPECIALISED = (type(None), bool, int, float, str)
-_OWN_FILES = frozenset((__file__, proxies.__file__))
+_OWN_FILES = frozenset((__file__, proxies.__file__, attention.__file__))
+_WHOLE = (Bounded, Injected, ModeConstant, attention.SlowAttention)
 
 
-def require_default(value: object, default: object, name: str) -> None:
-    """Stands in the graph behind an argument that tracing fixed to its default."""
-    if value is not default and (isinstance(value, Tensor) or value != default):
-        raise TracingError(
-            f"argument {name!r} was fixed to its default {default!r} when the model was traced;\n"
-            f"  leave it out, or wrap the model in a module whose forward passes the value you want"
-        )
-
-
-def recorded(root: nn.Module) -> Graph:
+def recorded(root: nn.Module, unseen: frozenset[str] = frozenset()) -> Graph:
     """The graph of `root.forward` in the modes that its modules are in; TracingError names the module and line.
 
-    Constants made in forward are left on `root` under names of their own.
+    Modules at the paths `unseen` are called whole. Constants made in forward are left on `root` under names
+    of their own.
     """
-    return _ModelTracer().graph_of(root)
+    return _ModelTracer(unseen).graph_of(root)
 
 
 class _ModelTracer(Tracer):
@@ -43,23 +37,26 @@ class _ModelTracer(Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, unseen: frozenset[str]) -> None:
         super().__init__(autowrap_modules=(math,))
+        self.unseen = unseen
         self.failed_in: str | None = None
         self.specialised: list[tuple[Node, object]] = []
+        self.unpacked: list[Node] = []
         self.constants: list[tuple[Node, Tensor, int]] = []
         self.autocast, self.random_states = autocast_state(), RandomStates.now()
 
     def graph_of(self, root: nn.Module) -> Graph:
         before = {name: (buffer, _version(buffer)) for name, buffer in root.named_buffers()}
         try:
-            with taken_for_what_they_stand_for(_OWN_FILES):
+            with taken_for_what_they_stand_for(_OWN_FILES), attention.recorded_along_the_slow_path():
                 graph = self.trace(root)
-        except TracingError:
+        except TracingError as error:
+            error.module = error.module or self.failed_in or ""
             raise
         except Exception as error:  # user code may raise anything when it meets a stand-in
             module = f"module {self.failed_in!r}" if self.failed_in else f"the model itself ({type(root).__name__})"
-            raise refusals.untraceable(error, module, _OWN_FILES) from error
+            raise refusals.untraceable(error, module, self.failed_in or "", _OWN_FILES) from error
         after = dict(root.named_buffers())
         for name, (buffer, version) in before.items():
             if after.pop(name, None) is not buffer or _version(buffer) != version:
@@ -70,24 +67,45 @@ class _ModelTracer(Tracer):
             if _version(tensor) != version:
                 raise refusals.changed_constant(node)
         self._refuse_other_values(graph)
+        for node in reversed(self.unpacked):
+            if not node.users:
+                graph.erase_node(node)
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, Bounded | Injected | ModeConstant) or is_known_activation(m):
+        if module_qualified_name in self.unseen or isinstance(m, _WHOLE) or is_known_activation(m):
             return True
+        if isinstance(m, attention.LAYERS):
+            return False
         # An activation with a forward of its own may do anything: what it calls is recorded instead.
         return super().is_leaf_module(m, module_qualified_name) and module_kind(m) is None
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path = self.path_of_module(m)
-        if not self.is_leaf_module(m, path):
-            refusals.refuse_hooks(path, m)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            if not self.is_leaf_module(m, path):
+                refusals.refuse_hooks(path, m)
+            return self._unpacked(m, super().call_module(m, forward, args, kwargs))
         except Exception:  # whatever it is, it goes on: only where it came from is noted
             # The innermost module is the first to pass here.
             self.failed_in = self.failed_in or path
             raise
+
+    def _unpacked(self, module: nn.Module, result: Any) -> Any:
+        """The tensors that a recurrent layer or attention gives, each a node: a bound can stand behind each."""
+        if not isinstance(result, Proxy):
+            return result
+        if isinstance(module, nn.LSTM):
+            output, state = self._item(result, 0), self._item(result, 1)
+            return output, (self._item(state, 0), self._item(state, 1))
+        if isinstance(module, nn.RNNBase | nn.LSTMCell | nn.MultiheadAttention):
+            return self._item(result, 0), self._item(result, 1)
+        return result
+
+    def _item(self, several: Any, place: int) -> Any:
+        item = several[place]
+        self.unpacked.append(item.node)
+        return item
 
     def proxy(self, node: Node) -> StandIn:
         value = _tensor_at(self.root, str(node.target)) if node.op == "get_attr" else None
@@ -100,7 +118,9 @@ class _ModelTracer(Tracer):
         return made
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Proxy:
-        if kind == "placeholder" and args and isinstance(args[0], _SPECIALISED):
+        # Masks of torch's own layers may be given or not when the graph runs.
+        chosen_later = isinstance(self.root, attention.LAYERS)
+        if kind == "placeholder" and args and isinstance(args[0], CONSTANTS) and not chosen_later:
             # A stand-in is never None nor False: `if mask is not None` would be taken for true.
             node = self.create_node(kind, target, args, kwargs, *rest, **named)
             self.specialised.append((node, args[0]))

@@ -1,0 +1,48 @@
+"""Whether a graph gives what the model gives: for front ends that cannot know it from how the graph was made."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from fitact_fx.ambience import random_states_kept
+from fitact_fx.signature import leaves_of
+
+_TOLERANCE = 1e-3
+"""How far two outputs may lie apart, relative to their greatest value: an exported graph rounds differently."""
+
+
+def difference(model: Callable[..., Any], graph: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
+    """What is different in the results of both on copies of these arguments; None if nothing is."""
+    ours, theirs = _results(graph, arguments), _results(model, arguments)
+    if len(ours) != len(theirs):
+        return f"{len(ours)} values in place of {len(theirs)}"
+    return next((told for pair in zip(ours, theirs, strict=True) if (told := _different(*pair))), None)
+
+
+def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
+    own = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, arguments)
+    flat: list[Any] = []
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with random_states_kept(), torch.no_grad():
+            torch.manual_seed(0)
+            leaves_of(function(*own), flat.append)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    return flat
+
+
+def _different(ours: Any, theirs: Any) -> str | None:
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+        return None if type(ours) is type(theirs) and ours == theirs else f"{ours!r} in place of {theirs!r}"
+    if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+        return f"{tuple(ours.shape)} {ours.dtype} in place of {tuple(theirs.shape)} {theirs.dtype}"
+    if not theirs.is_floating_point() or not theirs.numel():
+        return None if torch.equal(ours, theirs) else "other whole numbers"
+    one, other = ours.double().nan_to_num(), theirs.double().nan_to_num()
+    apart = float((one - other).abs().max())
+    return f"values that are {apart:.3g} apart" if apart > _TOLERANCE * float(other.abs().max()) + 1e-6 else None

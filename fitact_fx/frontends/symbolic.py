@@ -1,0 +1,95 @@
+"""The symbolic front end: `forward` runs once with stand-ins, and what they see is the graph.
+
+What it does not see would be frozen. Each such case is honoured, or refused by name: what `forward`
+reads from its surroundings (`recording`), what depends on the training mode (`modes`), and what
+changes from run to run (here).
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.fx import Graph
+
+from fitact_fx import refusals
+from fitact_fx.aliasing import own_constants
+from fitact_fx.ambience import other_autocast, random_states_kept
+from fitact_fx.errors import TracingError
+from fitact_fx.frontends.attention import give_up_fast_path
+from fitact_fx.frontends.recording import recorded
+from fitact_fx.modes import GraphsDifferError, merge, require_same
+from fitact_fx.traced import Modes, TracedModule
+
+NOTHING: Mapping[str, str] = {}
+
+
+def symbolic(root: nn.Module, unseen: Mapping[str, str] = NOTHING, name: str = "") -> TracedModule:
+    """The graph of `root`, a copy that owns its modules; `unseen` are paths of modules to be called whole.
+
+    Raises TracingError, with the module and the user's line, for what no graph can express.
+    """
+    known = {*vars(root), *root._parameters, *root._buffers}
+    give_up_fast_path(root)
+    with random_states_kept():
+        graph, modes = _graph_for_both_modes(root, frozenset(unseen))
+    leaves = {root.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+    traced = TracedModule.build(root, graph, frozenset(leaves), name or type(root).__name__, modes)
+    own_constants(traced, lambda target: "." not in target and target not in known)
+    traced.recompile()
+    return traced
+
+
+def _graph_for_both_modes(root: nn.Module, unseen: frozenset[str]) -> tuple[Graph, Modes]:
+    """One graph for both modes, or for the model's own if the two have none in common; its modes are as before."""
+    graph = _repeatable(root, unseen)
+    own = _modes(root)
+    after = {mode: _modes_after_train(root, mode) for mode in (True, False)}
+    held = {mode: frozenset(name for name in after[mode] if after[mode][name] != mode) for mode in after}
+    try:
+        graphs = {mode: graph if after[mode] == own else _recorded_in(root, after[mode], unseen) for mode in after}
+        _put(root, own)
+        merged = merge(root, graphs[True], graphs[False])
+        if graph not in graphs.values():
+            require_same(root, graph, merged)
+    except GraphsDifferError as difference:
+        _put(root, own)
+        return graph, Modes(held, frozenset(mode for mode in after if after[mode] == own), difference.where)
+    return merged, Modes(held, frozenset(after), "")
+
+
+def _recorded_in(root: nn.Module, modes: dict[str, bool], unseen: frozenset[str]) -> Graph:
+    _put(root, modes)
+    try:
+        return recorded(root, unseen)
+    except TracingError as error:
+        raise GraphsDifferError(str(error).splitlines()[0], "") from error
+
+
+def _repeatable(root: nn.Module, unseen: frozenset[str]) -> Graph:
+    """The graph of `root` in its own modes; TracingError if it comes out differently the second time."""
+    graph = recorded(root, unseen)
+    with other_autocast():
+        again = recorded(root, unseen)
+    try:
+        require_same(root, graph, again)
+    except GraphsDifferError as difference:
+        raise refusals.frozen_state(difference.where, difference.owner) from difference
+    return graph
+
+
+def _modes(root: nn.Module) -> dict[str, bool]:
+    return {name: module.training for name, module in root.named_modules()}
+
+
+def _put(root: nn.Module, modes: dict[str, bool]) -> None:
+    for name, module in root.named_modules():
+        module.training = modes.get(name, module.training)
+
+
+def _modes_after_train(root: nn.Module, mode: bool) -> dict[str, bool]:
+    """Puts the modules in the modes that the model's own `train(mode)` gives them."""
+    trainable = {parameter: parameter.requires_grad for parameter in root.parameters()}
+    root.train(mode)
+    for parameter, before in trainable.items():  # the Parameters are the user's, whatever that train does to them
+        if parameter.requires_grad != before:
+            parameter.requires_grad = before
+    return _modes(root)

@@ -1,0 +1,85 @@
+"""Arguments and results of a model: from its own signature to nodes of a graph, and back."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from inspect import Parameter as Argument
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from fitact_fx.errors import TracingError
+
+CONSTANTS = (type(None), bool, int, float, str)
+"""What an argument may be besides tensors; tracing fixes such an argument to the value it saw."""
+
+
+def require_default(value: object, default: object, name: str) -> None:
+    """Stands in the graph behind an argument that tracing fixed to one value."""
+    if value is not default and (isinstance(value, Tensor) or value != default):
+        raise TracingError(
+            f"argument {name!r} was fixed to its default {default!r} when the model was traced;\n"
+            f"  leave it out, or wrap the model in a module whose forward passes the value you want"
+        )
+
+
+def arguments_of(model: nn.Module) -> dict[str, Argument]:
+    """The arguments of the model's own `forward`, in order."""
+    return dict(inspect.signature(model.forward).parameters)
+
+
+def placeholders(graph: Graph, arguments: Mapping[str, Argument]) -> dict[str, Node]:
+    """One placeholder per argument, with its default; `*args` and `**kwargs` keep their stars."""
+    stars: dict[object, str] = {Argument.VAR_POSITIONAL: "*", Argument.VAR_KEYWORD: "**"}
+    made = {}
+    for name, argument in arguments.items():
+        default = () if argument.default is Argument.empty else (argument.default,)
+        # A default of any other type has no spelling in the graph's code.
+        if default and not isinstance(default[0], CONSTANTS):
+            raise TracingError(
+                f"the default of argument {name!r} is {default[0]!r}, which a graph cannot hold;\n"
+                "  use None, a number or a string, and make the object in forward"
+            )
+        made[name] = graph.create_node("placeholder", stars.get(argument.kind, "") + name, default)
+    return made
+
+
+def leaves_of(value: Any, take: Callable[[Any], Any]) -> Any:
+    """`value` with each leaf replaced by `take(leaf)`; containers become plain ones that a graph can hold.
+
+    Lists, tuples, named tuples and dicts stay what they are; a dataclass (also one that is a dict, as in
+    Hugging Face's transformers) becomes `Built`.
+    """
+    if isinstance(value, Built):
+        return Built(value.type, {name: leaves_of(each, take) for name, each in value.fields.items()})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
+        return Built(type(value), {name: leaves_of(each, take) for name, each in fields.items()})
+    if isinstance(value, dict):
+        return {key: leaves_of(each, take) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        inside = [leaves_of(each, take) for each in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+    return take(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A dataclass to be made from its fields when the graph runs."""
+
+    type: type
+    fields: Mapping[str, Any]
+
+
+def as_argument(graph: Graph, value: Any) -> Any:
+    """What `leaves_of` gave, with nodes for leaves, as an argument of a node of `graph`."""
+    if isinstance(value, Built):
+        fields = {name: as_argument(graph, each) for name, each in value.fields.items()}
+        return graph.call_function(value.type, (), fields)
+    if isinstance(value, dict):
+        return {key: as_argument(graph, each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        inside = [as_argument(graph, each) for each in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+    return value

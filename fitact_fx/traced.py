@@ -1,0 +1,265 @@
+"""The traced model: a graph over a model's own tree of names, which knows the modes it stands for.
+
+A model may hold several graphs: where a module's code could not be seen, its traceable children are
+traced models of their own, called *parts* here. Whoever reads or rewrites a graph walks them all.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from inspect import Parameter as Argument
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from fitact_fx.errors import TracingError
+from fitact_fx.nodes import free_name, owning_module
+from fitact_fx.ownership import skeleton
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+class Modes(NamedTuple):
+    """What a graph knows of training modes.
+
+    `held`: mode -> the modules that stay in the other one, since the model's own `train` keeps them
+    there. `allowed`: the modes that the graph stands for; the others go another way at the line `apart`.
+    """
+
+    held: Mapping[bool, frozenset[str]]
+    allowed: frozenset[bool]
+    apart: str
+
+
+ANY_MODE = Modes({True: frozenset(), False: frozenset()}, frozenset((True, False)), "")
+
+
+class TracedModule(GraphModule):
+    """A GraphModule over a model's own tree of names, which knows the modes it stands for."""
+
+    @classmethod
+    def build(
+        cls, root: nn.Module, graph: Graph, leaves: frozenset[nn.Module], name: str, modes: Modes
+    ) -> "TracedModule":
+        """Hang `graph` from the leaves, Parameters and buffers of `root`."""
+        bones = skeleton(root, leaves)
+        _adopt_tensors(bones, root, graph)
+        traced = cls(bones, Graph(), name)
+        for child_name, child in bones._modules.items():
+            traced.add_module(child_name, child)
+        for parameter_name, parameter in bones._parameters.items():
+            traced.register_parameter(parameter_name, parameter)
+        kept = bones.state_dict().keys()
+        for buffer_name, buffer in bones._buffers.items():
+            traced.register_buffer(buffer_name, buffer, persistent=buffer_name in kept)
+        traced.graph = graph
+        traced.meta |= {"modes": modes, "frontend": "symbolic", "unseen": {}, "fixed_type": None}
+        return traced
+
+    @property
+    def frontend(self) -> str:
+        """How the model became a graph: "symbolic", "export" or "partial"."""
+        return str(self.meta["frontend"])
+
+    @property
+    def unseen(self) -> Mapping[str, str]:
+        """Path of a module whose code could not be seen -> why; the children that could be are parts."""
+        return MappingProxyType(self.meta["unseen"])
+
+    def train(self, mode: bool = True) -> "TracedModule":
+        """Do what the model does in that mode; TracingError, with nothing changed, if a graph does not stand for it."""
+        for part in parts(self).values():
+            part.require(mode)
+        super().train(mode)
+        held: frozenset[str] = self.meta["modes"].held[mode]
+        for name, module in self.named_modules():
+            if name in held:
+                module.training = not mode
+        for module in self.children():
+            if isinstance(module, UnseenCode):
+                module.root.train(mode)  # which may be the model's own, and keep some modules in another mode
+        return self
+
+    def require(self, mode: bool) -> None:
+        """TracingError unless this graph stands for that mode."""
+        modes: Modes = self.meta["modes"]
+        if mode not in modes.allowed:
+            have = {frozenset((True,)): "training mode", frozenset((False,)): "evaluation mode"}
+            raise TracingError(
+                f"this graph was traced in {have.get(modes.allowed, 'a mixture of modes')} and cannot change to "
+                f"{'training' if mode else 'evaluation'} mode: the model's code takes another way there "
+                f"({modes.apart});\n  call model.{'train' if mode else 'eval'}() on the original and trace or "
+                "harden it again"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TracedModule":
+        """Move or cast. The Parameters are the user's too, so one that changes is replaced here, and not written."""
+        for part in parts(self).values():
+            part.refuse_cast(fn)
+        own: dict[nn.Parameter, nn.Parameter] = {}
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter not in own:
+                    own[parameter] = _moved(parameter, fn)
+                module.register_parameter(name, own[parameter])
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def refuse_cast(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """An exported graph has the types and the device that it was exported with written into it."""
+        example: Tensor | None = self.meta["fixed_type"]
+        if example is None:
+            return
+        with torch.no_grad():
+            moved = fn(example)
+        if moved.dtype != example.dtype or moved.device != example.device:
+            raise TracingError(
+                f"this graph was exported for {example.dtype} on {example.device}, and cannot become {moved.dtype} on "
+                f"{moved.device};\n  move or cast the original model, and trace or harden it again"
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
+        copied: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
+        kept = self.state_dict().keys()
+        # GraphModule's own copy makes every buffer persistent and drops second names.
+        for ours, theirs in ((copied._modules, self._modules), (copied._parameters, self._parameters)):
+            ours.clear()
+            ours.update({name: None if value is None else memo[id(value)] for name, value in theirs.items()})
+        copied._buffers.clear()
+        for name, buffer in self._buffers.items():
+            copied.register_buffer(name, None if buffer is None else memo[id(buffer)], persistent=name in kept)
+        for table in _HOOKS:  # which it leaves behind
+            setattr(copied, table, copy.deepcopy(getattr(self, table), memo))
+        for module in copied._modules.values():
+            if isinstance(module, UnseenCode):
+                module.join(copied)
+        return copied
+
+
+class UnseenCode(nn.Module):
+    """Runs a root module's own `forward`, which could not be seen, over the children of the traced model.
+
+    It holds no Parameter, buffer or child under names of its own: those are the traced model's, so that
+    every name stays what it is in the user's model. It is called with one value per argument of that forward.
+    """
+
+    def __init__(self, root: nn.Module, arguments: tuple[tuple[str, Any], ...]) -> None:
+        super().__init__()
+        self._root = (root,)  # in a tuple, so that its tensors are registered once
+        self.arguments = arguments
+        self._is_impure = True  # nobody knows what its code does besides returning a value
+
+    @property
+    def root(self) -> nn.Module:
+        """The module whose code runs."""
+        return self._root[0]
+
+    def forward(self, *values: Any) -> Any:
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        for (name, kind), value in zip(self.arguments, values, strict=True):
+            if kind is Argument.VAR_POSITIONAL:
+                positional.extend(value)
+            elif kind is Argument.VAR_KEYWORD:
+                named.update(value)
+            elif kind is Argument.KEYWORD_ONLY:
+                named[name] = value
+            else:
+                positional.append(value)
+        self.root.training = self.training
+        return self.root(*positional, **named)
+
+    def join(self, traced: nn.Module) -> None:
+        """Let the code read the tensors and children of `traced` as its own."""
+        own = vars(self.root)
+        own["_parameters"], own["_buffers"] = traced._parameters, traced._buffers
+        for name in own["_modules"]:
+            own["_modules"][name] = traced._modules[name]
+
+    def extra_repr(self) -> str:
+        return type(self.root).__name__
+
+
+def parts(model: nn.Module) -> dict[str, TracedModule]:
+    """Path -> every graph in `model`, the model itself first ("") if it is one."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TracedModule)}
+
+
+def nodes_in_call_order(model: GraphModule, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """(path of the graph, node) for all graphs: behind a call of code that was not seen follow the parts in it.
+
+    A part that is called by several such modules is visited once.
+    """
+    yield from _walked(model, prefix, {id(model)})
+
+
+def _walked(model: GraphModule, prefix: str, visited: set[int]) -> Iterator[tuple[str, Node]]:
+    for node in model.graph.nodes:
+        yield prefix, node
+        if node.op != "call_module":
+            continue
+        called = model.get_submodule(str(node.target))
+        if isinstance(called, UnseenCode):
+            called, path = called.root, ""
+        else:
+            path = str(node.target)
+        for name, part in parts(called).items():
+            if id(part) not in visited and not _is_inside(name, called, part):
+                visited.add(id(part))
+                yield from _walked(part, joined(prefix, path, name), visited)
+
+
+def _is_inside(name: str, called: nn.Module, part: nn.Module) -> bool:
+    """Whether this part belongs to another part, whose own graph leads to it."""
+    return any(outer and name.startswith(f"{outer}.") and each is not part for outer, each in parts(called).items())
+
+
+def add_beside(graph_module: GraphModule, node: Node, name: str, module: nn.Module) -> str:
+    """Give the graph that `node` is in a module called `name`, a path in the whole; the target to call it by there.
+
+    A name that is taken gets a number, and the modules of a part are named without the part's own path.
+    """
+    owner = owning_module(node)
+    path = next((path for path, part in parts(graph_module).items() if part is owner), "")
+    local = name.removeprefix(f"{path}.") if path else name
+    target = free_name(local.removeprefix(f"{path}_") if path and local == name else local, dict(owner.named_modules()))
+    owner.add_submodule(target, module.train(owner.training))
+    return target
+
+
+def joined(*names: str) -> str:
+    """The names that are not empty, with dots between."""
+    return ".".join(filter(None, names))
+
+
+def _moved(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> nn.Parameter:
+    """The Parameter itself if `fn` leaves it where and what it is, a new one otherwise."""
+    with torch.no_grad():
+        moved = fn(parameter)
+    if moved is parameter or (moved.dtype == parameter.dtype and moved.device == parameter.device):
+        return parameter
+    return nn.Parameter(moved, requires_grad=parameter.requires_grad)
+
+
+def _adopt_tensors(bones: nn.Module, root: nn.Module, graph: Graph) -> None:
+    """Tensors that the graph reads but no module registered: constants made in forward, plain attributes."""
+    memo: dict[int, Any] = {}
+    for node in graph.nodes:
+        owner_path, _, name = str(node.target).rpartition(".")
+        if node.op != "get_attr" or hasattr(bones.get_submodule(owner_path), name):
+            continue
+        value = getattr(root.get_submodule(owner_path), name)
+        if isinstance(value, Tensor):
+            # A copy: the tensor itself may be the user's, from outside the model. Views keep sharing memory.
+            own = copy.deepcopy(value.detach(), memo)
+            bones.get_submodule(owner_path).register_buffer(name, own, persistent=False)
+        else:
+            setattr(bones.get_submodule(owner_path), name, value)
