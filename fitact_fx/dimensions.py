@@ -218,7 +218,8 @@ def _integers(node: Node) -> list[int]:
 
 
 _RESIZING = frozenset(
-    "pad constant_pad_nd interpolate upsample pixelshuffle pixelunshuffle zeropad1d zeropad2d zeropad3d reflectionpad1d "
+    "constant_pad_nd "
+    "pad interpolate upsample pixelshuffle pixelunshuffle zeropad1d zeropad2d zeropad3d reflectionpad1d "
     "reflectionpad2d replicationpad2d constantpad1d constantpad2d glu maxpool1d maxpool2d maxpool3d "
     "avgpool1d avgpool2d avgpool3d "
     "adaptiveavgpool1d adaptiveavgpool2d adaptiveavgpool3d adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d "

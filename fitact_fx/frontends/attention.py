@@ -57,7 +57,7 @@ class SlowAttention(nn.MultiheadAttention):
         padding = F._canonical_mask(  # noqa: SLF001  as in the module this stands for
             key_padding_mask,
             "key_padding_mask",
-            F._none_or_dtype(attn_mask),
+            F._none_or_dtype(attn_mask),  # noqa: SLF001
             "attn_mask",
             dtype,
         )

@@ -176,8 +176,8 @@ def _uses(function: ast.FunctionDef, unseen: nn.Module) -> Iterator[tuple[str, s
         called = isinstance(outer, ast.Call) and outer.func is inner
         compared = isinstance(outer, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in outer.ops)
         reads = isinstance(outer, ast.Attribute) and _is_held(module, outer.attr)
-        if not (called or compared or reads):
-            yield name, ast.unparse(outer or node)
+        if outer is not None and not (called or compared or reads):
+            yield name, ast.unparse(outer)
 
 
 def _attribute_of_self(node: ast.AST) -> str | None:
