@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from fitact_fx.nodes import argument, called_module, called_name, inplace_position, owning_module
+from fitact_fx.nodes import argument, called_module, called_name, inplace_position, operator_name, owning_module
 
 FREE = -torch.inf
 
@@ -85,6 +85,14 @@ RECURRENT = (
     Kind("rnn_cell", nn.RNNCell, (), aten=("rnn_tanh_cell", "rnn_relu_cell")),
 )
 
+SELF_GATED = Kind("self_gated", nn.Module, ())
+"""A product of a value with a gate made from it alone: SiLU, GELU or Mish written out, such as x * sigmoid(1.702 * x)."""
+
+_ELEMENTWISE = frozenset(
+    "add sub mul div truediv neg pow square exp erf tanh sigmoid softplus relu6 clamp hardtanh".split()
+)
+_GATES = frozenset("tanh sigmoid softplus relu6 clamp hardtanh hardsigmoid erf".split())
+
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_MODULE = {kind.module: kind for kind in KINDS}
 _BY_FUNCTION: dict[object, Kind] = {function: kind for kind in KINDS for function in kind.functions}
@@ -110,11 +118,11 @@ def kind_of(node: Node) -> Kind | None:
         return _taken_out(node)
     if isinstance(node.target, OpOverload):
         kind = _BY_ATEN.get(called_name(node).removesuffix("_"))
-        return _clamp_kind(node) if kind is None else (None if kind.name in _SEVERAL else kind)
+        return _written_out(node) if kind is None else (None if kind.name in _SEVERAL else kind)
     if node.op == "call_function":
-        return _BY_FUNCTION.get(node.target) or _clamp_kind(node)
+        return _BY_FUNCTION.get(node.target) or _written_out(node)
     if node.op == "call_method":
-        return _BY_METHOD.get(node.target) or _clamp_kind(node)
+        return _BY_METHOD.get(node.target) or _written_out(node)
     return None
 
 
@@ -199,6 +207,8 @@ def out_of_place(node: Node) -> None:
 
 def is_listed(node: Node) -> bool:
     """Whether the call has a row of its own, and is no clamp that amounts to one."""
+    if isinstance(node.target, OpOverload):
+        return called_name(node).removesuffix("_") in _BY_ATEN
     return node.target in _BY_FUNCTION or node.target in _BY_METHOD
 
 
@@ -210,6 +220,38 @@ def least_value(node: Node, kind: Kind) -> float:
     saved = owning_module(node).state_dict().keys()
     loaded = any(each.op == "get_attr" and each.target in saved for each in node.all_input_nodes)
     return FREE if loaded and kind.name == "relu" else kind.minimum
+
+
+def _written_out(node: Node) -> Kind | None:
+    """An activation that is spelled with other operators."""
+    return SELF_GATED if _is_self_gated(node) else _clamp_kind(node)
+
+
+def _is_self_gated(node: Node) -> bool:
+    if operator_name(node) not in ("mul", "imul"):
+        return False
+    operands = [each for each in node.args[:2] if isinstance(each, Node)]
+    if len(operands) < 2:
+        return False
+    sources = {each for operand in operands for each in (operand, *operand.all_input_nodes[:1])}
+    for source in sources:
+        seen = [_made_from(operand, source) for operand in operands]
+        if None not in seen and any(names & _GATES for names in seen if names is not None):
+            return True
+    return False
+
+
+def _made_from(node: Node, source: Node) -> frozenset[str] | None:
+    """The elementwise operators that make this value from `source` and constants alone; None if others do."""
+    if node is source:
+        return frozenset()
+    if node.op == "get_attr":
+        return frozenset()
+    name = operator_name(node)
+    if not node.op.startswith("call_") or name not in _ELEMENTWISE | _GATES:
+        return None
+    inside = [_made_from(each, source) for each in node.all_input_nodes]
+    return None if None in inside or not inside else frozenset((name,)).union(*filter(None, inside))
 
 
 def _clamp_kind(node: Node) -> Kind | None:

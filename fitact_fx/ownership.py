@@ -5,6 +5,8 @@ hooks, bounds) reaches the user's model, and no weight is held twice.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +38,34 @@ def _can_be_copied(value: object, memo: dict[int, Any]) -> bool:
     except Exception:  # noqa: BLE001  whatever it raised, the answer is no
         return False
     return True
+
+
+@contextmanager
+def as_before_if_it_fails(root: nn.Module) -> Iterator[None]:
+    """If what is done inside raises, every module of `root` has the attributes that it had.
+
+    Code that runs on stand-ins may leave some of them behind: in an attribute, or in a list or dict of its own.
+    """
+    own = {module: dict(vars(module)) for module in root.modules()}
+    held = [
+        (value, copy.copy(value))
+        for attributes in own.values()
+        for value in attributes.values()
+        if isinstance(value, dict | list | set)
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in own.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+        for value, before in held:
+            value.clear()
+            if isinstance(value, list):
+                value.extend(before)
+            else:
+                value.update(before)
+        raise
 
 
 def skeleton(root: nn.Module, leaves: frozenset[nn.Module]) -> nn.Module:

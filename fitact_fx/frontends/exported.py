@@ -25,6 +25,7 @@ from fitact_fx.ambience import random_states_kept
 from fitact_fx.errors import TracingError
 from fitact_fx.frontends.attention import recorded_along_the_slow_path
 from fitact_fx.frontends.comparing import difference
+from fitact_fx.ownership import owned_copy
 from fitact_fx.places import ONE_OPERATOR
 from fitact_fx.signature import CONSTANTS, Built, arguments_of, as_argument, leaves_of, placeholders, require_default
 from fitact_fx.traced import Modes, TracedModule
@@ -68,10 +69,11 @@ def exported(root: nn.Module, example_inputs: tuple[Any, ...]) -> TracedModule:
             "  call model.eval() first"
         )
     inputs = _Inputs.of(root, example_inputs)
+    # Code may change its own buffers and attributes, so whatever runs it runs a copy.
     program, results = _program(root, inputs)
+    own = owned_copy(root)
     traced = _rebuilt(root, program, inputs, results)
-    with random_states_kept():
-        _require_equal(root, traced, inputs)
+    _require_equal(own, traced, inputs)
     return traced
 
 
@@ -190,7 +192,7 @@ def _program(root: nn.Module, inputs: _Inputs) -> tuple[ExportedProgram, Any]:
     reason: Exception | None = None
     for shapes in inputs.shapes:
         results = _Results()
-        flat = _Flat(root, inputs, results)
+        flat = _Flat(owned_copy(root), inputs, results)
         try:
             with (
                 random_states_kept(),
@@ -339,7 +341,7 @@ def _require_equal(root: nn.Module, traced: TracedModule, inputs: _Inputs) -> No
     for tensors, what in ((inputs.tensors, "on its example inputs"), (one, "on a single sample")):
         arguments = inspect.BoundArguments(inspect.signature(root.forward), inputs.filled(tensors))
         try:
-            told = difference(root, traced, arguments.args)
+            told = difference(owned_copy(root), owned_copy(traced), arguments.args)
         except TracingError:
             if tensors is inputs.tensors:
                 raise

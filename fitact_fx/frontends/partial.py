@@ -20,7 +20,7 @@ from fitact_fx.frontends.attention import LAYERS
 from fitact_fx.frontends.comparing import difference
 from fitact_fx.frontends.symbolic import symbolic
 from fitact_fx.kinds import module_kind
-from fitact_fx.ownership import owned_copy
+from fitact_fx.ownership import as_before_if_it_fails, owned_copy
 from fitact_fx.places import ONE_OPERATOR, places
 from fitact_fx.signature import arguments_of, placeholders
 from fitact_fx.traced import ANY_MODE, TracedModule, UnseenCode
@@ -41,7 +41,7 @@ def partial(root: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> T
             "no part of this model could be traced:\n  " + next(iter(traced.unseen.values())).replace("\n", "\n  ")
         )
     if before is not None and example_inputs is not None:
-        told = difference(before, traced, example_inputs)
+        told = difference(before, owned_copy(traced), example_inputs)
         if told:
             raise TracingError(f"the partial graph does not give the model's own results: {told}")
     return traced
@@ -62,8 +62,8 @@ class _Partial:
             traced = _around(root)
         unseen = {} if root not in self.reasons else {"": self.reasons[root]}
         for path, module in traced.named_modules():
-            if module in self.reasons:
-                unseen[path] = self.reasons[module]
+            if module in self.reasons:  # each was looked at as a model of its own
+                unseen[path] = self.reasons[module].replace("the model itself", f"module {path!r}")
         traced.meta |= {"unseen": unseen, "frontend": "partial"}
         return traced
 
@@ -72,7 +72,8 @@ class _Partial:
         unseen: dict[str, str] = {}
         while True:
             try:
-                traced = symbolic(root, unseen)
+                with as_before_if_it_fails(root):
+                    traced = symbolic(root, unseen)
             except TracingError as error:
                 path = error.module or ""
                 if not path or path in unseen:
@@ -138,7 +139,7 @@ def _around(root: nn.Module) -> TracedModule:
     code = UnseenCode(root, tuple((name, argument.kind) for name, argument in arguments.items()))
     graph.output(graph.call_module(_CODE, tuple(given.values())))
     children = frozenset(child for child in root._modules.values() if child is not None)
-    root.add_module(_CODE, code)
+    root.add_module(_CODE, code.train(root.training))
     traced = TracedModule.build(root, graph, children | {code}, type(root).__name__, ANY_MODE)
     del root._modules[_CODE]
     code.join(traced)
@@ -171,8 +172,9 @@ def _uses(function: ast.FunctionDef, unseen: nn.Module) -> Iterator[tuple[str, s
             continue
         outer, module = around.get(node), unseen._modules[name]
         inner: ast.AST = node
-        while isinstance(outer, ast.Attribute) and isinstance(module, nn.Module) and outer.attr in module._modules:
-            inner, outer, module = outer, around.get(outer), module._modules[outer.attr]
+        while isinstance(outer, ast.Attribute) and module is not None and outer.attr in module._modules:
+            module = module._modules[outer.attr]
+            inner, outer = outer, around.get(outer)
         called = isinstance(outer, ast.Call) and outer.func is inner
         compared = isinstance(outer, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in outer.ops)
         reads = isinstance(outer, ast.Attribute) and _is_held(module, outer.attr)
