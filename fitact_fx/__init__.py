@@ -1,5 +1,6 @@
 """fitact_fx: a compiler pass that makes PyTorch models survive hardware faults."""
 
+from fitact_fx.coverage import Coverage, coverage
 from fitact_fx.errors import FitactError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
 from fitact_fx.injection import inject
@@ -12,6 +13,7 @@ from fitact_fx.verification import Verification, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "Coverage",
     "FitactError",
     "Site",
     "UncalibratedWarning",
@@ -19,6 +21,7 @@ __all__ = [
     "Verification",
     "bounds",
     "calibrate",
+    "coverage",
     "find_sites",
     "harden",
     "inject",

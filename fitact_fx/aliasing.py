@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch.fx import GraphModule, Node
 
-from fitact_fx.kinds import kind_of
 from fitact_fx.nodes import operator_name, overwrites_input, owning_module
 from fitact_fx.refusals import changed_constant
+from fitact_fx.spellings import kind_of
 
 # Operators whose result never shares memory with an input. Any other is taken to: a copy too many is
 # slow, a copy too few is wrong.

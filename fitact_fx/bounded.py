@@ -82,6 +82,7 @@ class Bounded(nn.Module):
         return self.lower is not None or self.upper is not None
 
     def forward(self, values: Tensor) -> Tensor:
+        self._refuse_other_things(values)
         if isinstance(self.policy, Pass) or not values.is_floating_point():
             return values  # `index.clamp(min=0)` is no activation, whatever it looks like
         if not self.is_set:
@@ -165,6 +166,14 @@ class Bounded(nn.Module):
             # A bound without dimensions is one number for the whole site, whatever its granularity.
             if bound is not None and bound.ndim > 0 and tuple(bound.shape) != self.bound_shape(values):
                 raise self.shape_error(bound, values)
+
+    def _refuse_other_things(self, values: object) -> None:
+        if not isinstance(values, Tensor):
+            problem = f"its value is a {type(values).__name__} and not a tensor"
+            raise self._error(problem, "choose sites whose value is one tensor")
+        if values.is_quantized or values.layout != torch.strided:
+            what = "quantized" if values.is_quantized else str(values.layout).removeprefix("torch.")
+            raise self._error(f"its value is a {what} tensor", "bounds compare plain (dense, floating point) tensors")
 
     def _error(self, problem: str, remedy: str) -> SiteError:
         return SiteError(site_message(self.site, self.source, problem, remedy))

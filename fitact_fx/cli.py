@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from fitact_fx import cli_coverage
 from fitact_fx.cli_faults import add_faults
 from fitact_fx.demo import NETWORKS, Options, run
 from fitact_fx.errors import FitactError
@@ -37,6 +38,7 @@ examples:
   fitact-fx demo --model resnet20 --data DIR                     the same with a trained ResNet-20 on CIFAR-10
   fitact-fx inspect torchvision:resnet50 --input 1,3,224,224     what can be protected, and the memory it takes
   fitact-fx inspect my_package.networks:make_net --json          the same for your model, for programs
+  fitact-fx coverage torchvision:resnet50 --input 1,3,224,224    where a fault could still get past the bounds
   fitact-fx faults draw torchvision:resnet18 --rate 1e-6         the bits that go wrong in one trial; replay them
 
 Exit status: 0 all is well; 1 `inspect` found that the model cannot be protected, or `faults replay` that the
@@ -91,7 +93,7 @@ def parser() -> Parser:
     top.add_argument(
         "--version", action="version", version=f"fitact-fx {version('fitact-fx')}, torch {torch.__version__}"
     )
-    commands = top.add_subparsers(title="commands", required=True, metavar="{demo,inspect,faults}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="{demo,inspect,coverage,faults}")
 
     demo = commands.add_parser("demo", help="train, harden and attack a small network", description=DEMO, **shape)
     demo.add_argument(
@@ -127,6 +129,7 @@ def parser() -> Parser:
     look.add_argument("--json", action="store_true", help="print JSON in place of the table")
     look.set_defaults(command=_inspect)
 
+    cli_coverage.add_coverage(commands, shape).set_defaults(command=_coverage)
     add_faults(commands, shape).set_defaults(command=_faults)
     return top
 
@@ -148,6 +151,11 @@ def _inspect(options: argparse.Namespace) -> int:
     else:
         print(text(found, options.spec, min(120, max(100, shutil.get_terminal_size((110, 24)).columns))))
     return 0 if found.obstacle is None else 1
+
+
+def _coverage(options: argparse.Namespace) -> int:
+    print(cli_coverage.report(options))
+    return 0
 
 
 def _faults(options: argparse.Namespace) -> int:

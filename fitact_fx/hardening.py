@@ -60,6 +60,7 @@ def harden(
     chosen = schemes.named(scheme) if isinstance(scheme, str) else scheme
     if isinstance(chosen, type) or not hasattr(chosen, "place"):
         raise RecipeError(f"scheme is {chosen!r};\n  give a scheme's name or an instance, such as FitAct()")
+    _refuse_hardened(model)
     graph_module = trace(model, example_inputs, frontend=frontend)
     found = sites_to_harden(graph_module, sites)
     specs = _with_granularity(chosen.place(found, graph_module), granularity)
@@ -146,8 +147,7 @@ def _pair(pattern: str, given: Any) -> tuple[Tensor | float | None, Tensor | flo
 
 def sites_to_harden(graph_module: GraphModule, sites: SiteRule = ACTIVATIONS) -> tuple[Site, ...]:
     """The chosen sites of a graph that has some and has not been hardened; SiteError otherwise."""
-    if bounded_sites(graph_module):
-        raise SiteError("this model is hardened already;\n  harden the original model instead")
+    _refuse_hardened(graph_module)
     found = find_sites(graph_module, sites)
     if not found:
         what = "no activation was found" if sites == ACTIVATIONS else f"no site that is {sites!r} was found"
@@ -156,6 +156,11 @@ def sites_to_harden(graph_module: GraphModule, sites: SiteRule = ACTIVATIONS) ->
             "  `fitact-fx inspect` shows what the graph holds and what could not be seen"
         )
     return found
+
+
+def _refuse_hardened(model: object) -> None:
+    if isinstance(model, nn.Module) and bounded_sites(model):
+        raise SiteError("this model is hardened already;\n  harden the original model instead")
 
 
 def bound_sites(graph_module: TracedModule, specs: Mapping[str, Spec]) -> TracedModule:

@@ -44,6 +44,7 @@ class InspectedSite:
 @dataclass(frozen=True)
 class Inspection:
     """What `inspect` found. `obstacle` says why the model as a whole cannot be hardened, None if it can.
+    `frontend` says how it became a graph, see `trace`.
 
     `parameters` and `parameter_bytes` are what the bounds' memory compares with.
     """
@@ -53,6 +54,7 @@ class Inspection:
     sites: tuple[InspectedSite, ...]
     limits: tuple[Limit, ...]
     obstacle: str | None = None
+    frontend: str | None = None
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -89,7 +91,7 @@ def inspect(model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> 
     except TracingError as error:
         return Inspection(*weights, (), tuple(untraced_activations(own)), str(error))
     sites = find_sites(graph_module)
-    hard, obstacle = _hardened(own, sites)
+    hard, obstacle = _hardened(own, sites, example_inputs, graph_module.frontend)
     modules = bounded_sites(hard) if hard is not None else {}
     shapes = _shapes(hard, example_inputs) if hard is not None and example_inputs is not None else {}
     layouts = channel_layouts(graph_module)
@@ -102,16 +104,18 @@ def inspect(model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> 
             why = "where its channels lie cannot be told from the graph: choose neuron or layer granularity here"
             limits.append(Limit(site.name, why))
     limits.extend(hidden_activations(own, graph_module))
-    return Inspection(*weights, tuple(inspected), tuple(limits), obstacle)
+    return Inspection(*weights, tuple(inspected), tuple(limits), obstacle, graph_module.frontend)
 
 
-def _hardened(model: nn.Module, sites: tuple[Site, ...]) -> tuple[GraphModule | None, str | None]:
+def _hardened(
+    model: nn.Module, sites: tuple[Site, ...], example_inputs: tuple[Any, ...] | None, frontend: str
+) -> tuple[GraphModule | None, str | None]:
     """The model with a bound at every site, or why there is none."""
     if not sites:
         return None, "no activation was found in this model, so there is nothing to protect"
     try:
         with warnings.catch_warnings(action="ignore", category=UnprotectedWarning):  # they are told in full
-            return harden(model, "layer"), None
+            return harden(model, "layer", example_inputs=example_inputs, frontend=frontend), None
     except FitactError as error:
         return None, str(error)
 

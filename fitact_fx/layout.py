@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.dimensions import MOVES, Layout
-from fitact_fx.kinds import kind_of, recurrent_call
 from fitact_fx.nodes import argument, called_module, operator_name, owning_module
+from fitact_fx.recurrence import recurrent_call
+from fitact_fx.spellings import kind_of
 from fitact_fx.traced import nodes_in_call_order
 
 Layouts = dict[Node, Layout | None]

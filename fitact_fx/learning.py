@@ -129,11 +129,16 @@ class _Side:
         # Only a bound on its own side of 0 gets tighter by shrinking; infinity and 0 stay what they are.
         outward = calibrated > 0 if name == "upper" else calibrated < 0
         self.movable = outward & calibrated.isfinite()
+        # Where both bounds lie on one side of 0, the outer one stops at the inner one.
+        self.other: Tensor | None = site.lower if name == "upper" else site.upper
 
     def at(self, share: float = 1.0) -> Tensor:
         """The bounds, `share` of the way from the calibrated to the learned ones."""
         moved = self.calibrated.where(self.movable, 0.0) * torch.exp(share * self.theta)
-        return torch.where(self.movable, moved, self.calibrated)
+        bound = torch.where(self.movable, moved, self.calibrated)
+        if self.other is None:
+            return bound
+        return torch.maximum(bound, self.other) if self.name == "upper" else torch.minimum(bound, self.other)
 
     def put(self, bound: Tensor) -> None:
         """Let the site use this bound; unlike Bounded.set_bounds, keep its gradient."""

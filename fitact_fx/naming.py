@@ -6,15 +6,21 @@ An activation is called as its module is, `layer1.0.relu`, or by what is called 
 their names do not depend on what else is in the graph.
 """
 
+import operator
+
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.bounded import Bounded
+from fitact_fx.guards import InputGuards
 from fitact_fx.injected import Injected
-from fitact_fx.kinds import Kind, is_listed, kind_of, recurrent_call, state_name
+from fitact_fx.kinds import Kind
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, called_name, free_name
-from fitact_fx.signature import require_default
+from fitact_fx.recurrence import recurrent_call, state_name
+from fitact_fx.signature import CHECKS
 from fitact_fx.source import owner_path
+from fitact_fx.spellings import is_listed, kind_of
 from fitact_fx.traced import UnseenCode, joined, nodes_in_call_order
 
 # What gives a size, a flag, several tensors or nothing. What else gives no tensor shows when the model runs.
@@ -22,7 +28,9 @@ _NO_TENSORS = frozenset(
     "size stride new_empty_strided dim ndim numel shape getattr item tolist len is assert sym_size "
     "chunk split tensor_split unbind eq".split()
 )
-_NO_VALUES = (Bounded, Injected, ModeConstant, UnseenCode)
+_NO_VALUES = (Bounded, Injected, ModeConstant, UnseenCode, InputGuards)
+# Modules that give several tensors, each of which is taken out at once.
+_SEVERAL = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 def activation_names(graph_module: GraphModule) -> dict[Node, str]:
@@ -65,7 +73,7 @@ def _activation_base(node: Node, kind: Kind) -> str:
     if call is not None:
         owner = str(call.target) if call.op == "call_module" else _leaf(call) or joined(owner_path(call), kind.name)
         return joined(owner, state_name(node))
-    listed = is_listed(node)
+    listed = is_listed(node, kind)
     leaf = _leaf(node)
     if leaf is not None:
         return leaf
@@ -81,12 +89,17 @@ def _leaf(node: Node) -> str | None:
 def _value_base(node: Node) -> str | None:
     """What a user would call this node's value; None for what is no value to inject into or to bound."""
     if node.op == "placeholder":
-        fixed = any(user.target is require_default for user in node.users)
+        fixed = any(user.target in CHECKS for user in node.users)
         return None if fixed else str(node.target)
     if node.op == "call_module":
-        return None if isinstance(called_module(node), _NO_VALUES) else str(node.target)
+        return None if isinstance(called_module(node), (*_NO_VALUES, *_SEVERAL)) else str(node.target)
+    source = node.args[0] if node.target is operator.getitem else None
+    if isinstance(source, Node) and source.op == "call_module" and isinstance(called_module(source), _SEVERAL):
+        is_attention = isinstance(called_module(source), nn.MultiheadAttention)
+        # Attention gives attended values and weights; the state of an LSTM is a pair of tensors.
+        return (str(source.target) if node.args[1] == 0 else f"{source.target}.weights") if is_attention else None
     name = called_name(node).strip("_")
-    if node.op not in ("call_function", "call_method") or node.target is require_default or name in _NO_TENSORS:
+    if node.op not in ("call_function", "call_method") or node.target in CHECKS or name in _NO_TENSORS:
         return None
     leaf = _leaf(node)
     return joined(owner_path(node), name) if leaf is None else leaf
@@ -95,4 +108,4 @@ def _value_base(node: Node) -> str | None:
 def _is_of_numbers(node: Node, names: dict[Node, str]) -> bool:
     """Arithmetic on sizes, and a size out of a shape."""
     arithmetic = getattr(node.target, "__module__", "") == "_operator"
-    return arithmetic and not any(each in names for each in node.all_input_nodes)
+    return arithmetic and not any(each in names or each.op == "call_module" for each in node.all_input_nodes)

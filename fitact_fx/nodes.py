@@ -58,7 +58,9 @@ def inplace_position(node: Node) -> int:
 def overwrites_input(node: Node) -> bool:
     """Whether this call changes the memory of its first input (a flag that is no constant counts as set)."""
     if node.op == "call_module":
-        return bool(getattr(called_module(node), "inplace", False))
+        module = called_module(node)
+        ignores_flag = isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout)
+        return bool(getattr(module, "inplace", False)) and not ignores_flag
     if node.op not in ("call_function", "call_method"):
         return False
     name = called_name(node)

@@ -24,10 +24,19 @@ def owned_copy(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, dict(memo))
+        return _like_the_model(copy.deepcopy(model, dict(memo)), model)
     except Exception:  # noqa: BLE001  any object may refuse to be copied in its own way: find which ones, and share those
         memo |= {id(value): value for value in attributes if not _can_be_copied(value, memo)}
-        return copy.deepcopy(model, memo)
+        return _like_the_model(copy.deepcopy(model, memo), model)
+
+
+def _like_the_model(copied: nn.Module, model: nn.Module) -> nn.Module:
+    """Without attributes that hide a child: torch's decoder layer gets a ReLU as `activation` when it is copied."""
+    for ours, theirs in zip(copied.modules(), model.modules(), strict=True):
+        for name in vars(ours).keys() - vars(theirs).keys():
+            if name in theirs._modules:
+                del vars(ours)[name]  # not delattr, which takes the child
+    return copied
 
 
 def _can_be_copied(value: object, memo: dict[int, Any]) -> bool:

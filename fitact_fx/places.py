@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fitact_fx.kinds import KINDS, RECURRENT, kind_of
-from fitact_fx.nodes import called_module, called_name, operator_name
+from fitact_fx.kinds import KINDS, RECURRENT
+from fitact_fx.nodes import argument, called_module, called_name, operator_name
+from fitact_fx.spellings import kind_of
 from fitact_fx.traced import TracedModule, UnseenCode, nodes_in_call_order
 
 ACTIVATIONS, LINEAR, NORM, RESIDUAL, LOGITS = NAMES = ("activations", "linear", "norm", "residual", "logits")
@@ -37,8 +38,7 @@ _NORM_MODULES = (
     nn.LocalResponseNorm,
 )
 _NORM_OPERATORS = frozenset("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm".split())
-ONE_OPERATOR = (*(kind.module for kind in (*KINDS, *RECURRENT)), *_LINEAR_MODULES, *_NORM_MODULES)
-"""Modules that do one thing: a site in them is called as they are."""
+_ONE_OPERATOR = (*(kind.module for kind in (*KINDS, *RECURRENT)), *_LINEAR_MODULES, *_NORM_MODULES)
 
 _SUMS = frozenset(("add", "iadd"))
 # What gives no tensor of numbers, or several.
@@ -59,6 +59,14 @@ def places(graph_module: GraphModule) -> dict[Node, frozenset[str]]:
     return found
 
 
+def is_one_operator(module: nn.Module) -> bool:
+    """Whether a module does one thing, so that what it gives is called as it is; a subclass may do more."""
+    own: Any = next(
+        cls for cls in type(module).__mro__ if cls in _ONE_OPERATOR or cls.__module__.startswith("torch.nn.")
+    )
+    return isinstance(module, _ONE_OPERATOR) and type(module).forward is own.forward
+
+
 def _own_places(node: Node, from_input: set[Node]) -> Iterator[str]:
     if kind_of(node) is not None:
         yield ACTIVATIONS
@@ -74,7 +82,8 @@ def _own_places(node: Node, from_input: set[Node]) -> Iterator[str]:
             yield LINEAR
         if name in _NORM_OPERATORS:
             yield NORM
-        if name in _SUMS and sum(each in from_input for each in node.args[:2]) == 2:
+        summands = argument(node, 0, "input"), argument(node, 1, "other")
+        if name in _SUMS and all(each in from_input for each in summands):
             yield RESIDUAL
 
 
@@ -106,6 +115,8 @@ def _returned(graph_module: GraphModule) -> Iterator[Node]:
         if isinstance(value, Node):
             if isinstance(value.target, type) and dataclasses.is_dataclass(value.target):
                 pending.extend((*value.args, *value.kwargs.values()))
+            elif called_name(value) == "copy_":  # a value that is written back into memory that others read
+                pending.append(value.args[1])
             else:
                 yield value
         elif isinstance(value, dict):

@@ -49,6 +49,9 @@ def observed_ranges(hard: nn.Module, data: object) -> dict[str, Range]:
     The model's modes and the global random states are as before afterwards. Raises CalibrationError
     for empty data, for NaN, and for a site that never ran.
     """
+    if any(tensor.is_meta for tensor in (*hard.parameters(), *hard.buffers()) if tensor.numel()):
+        remedy = "give it values first: model.to_empty(device='cpu'), then load_state_dict"
+        raise CalibrationError(f"the model is on the meta device, where nothing has a value;\n  {remedy}")
     ranges = {name: Range(bounded) for name, bounded in bounded_sites(hard).items()}
     with (
         random_states_kept(),

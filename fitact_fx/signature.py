@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter as Argument
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
@@ -24,6 +25,34 @@ def require_default(value: object, default: object, name: str) -> None:
         )
 
 
+def require_same(value: object, fixed: object, name: str) -> None:
+    """Stands in the graph behind an argument that was fixed to what the example inputs had there."""
+    if value is not fixed and (isinstance(value, Tensor) or value != fixed):
+        raise TracingError(
+            f"argument {name!r} was fixed to {fixed!r}, which it is in the example inputs;\n"
+            "  pass that value, or trace or harden again with example_inputs that have the one you want"
+        )
+
+
+def require_contents(value: Any, contents: object, name: str) -> None:
+    """Stands in the graph behind a container: as long as in the example inputs, a dict with the same keys."""
+    if contents_of(value) != contents:
+        what = f"the keys {contents}" if isinstance(contents, list) else f"{contents} values"
+        raise TracingError(
+            f"argument {name!r} had {what} in the example inputs, and now has other ones;\n"
+            "  trace or harden again with example_inputs that have those"
+        )
+
+
+def contents_of(container: Any) -> object:
+    """The keys of a dict, the length of another container."""
+    return list(container) if isinstance(container, dict) else len(container)
+
+
+CHECKS = (require_default, require_same, require_contents)
+"""Calls in a graph that check an argument and give nothing."""
+
+
 def arguments_of(model: nn.Module) -> dict[str, Argument]:
     """The arguments of the model's own `forward`, in order."""
     return dict(inspect.signature(model.forward).parameters)
@@ -36,7 +65,7 @@ def placeholders(graph: Graph, arguments: Mapping[str, Argument]) -> dict[str, N
     for name, argument in arguments.items():
         default = () if argument.default is Argument.empty else (argument.default,)
         # A default of any other type has no spelling in the graph's code.
-        if default and not isinstance(default[0], CONSTANTS):
+        if default and not isinstance(default[0], (*CONSTANTS, tuple, list, torch.dtype)):
             raise TracingError(
                 f"the default of argument {name!r} is {default[0]!r}, which a graph cannot hold;\n"
                 "  use None, a number or a string, and make the object in forward"
@@ -70,6 +99,18 @@ class Built:
 
     type: type
     fields: Mapping[str, Any]
+
+
+def made(value: Any) -> Any:
+    """`value` with every `Built` made into its dataclass."""
+    if isinstance(value, Built):
+        return value.type(**{name: made(each) for name, each in value.fields.items()})
+    if isinstance(value, dict):
+        return {key: made(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        inside = [made(each) for each in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+    return value
 
 
 def as_argument(graph: Graph, value: Any) -> Any:

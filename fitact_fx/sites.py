@@ -11,11 +11,12 @@ from torch.fx import GraphModule, Node
 from fitact_fx.bounded import Bounded
 from fitact_fx.errors import RecipeError, known
 from fitact_fx.injected import Injected
-from fitact_fx.kinds import FREE, Kind, kind_of, least_value
+from fitact_fx.kinds import FREE, Kind
 from fitact_fx.naming import value_names
 from fitact_fx.nodes import called_module, operator_name, overwrites_input
 from fitact_fx.places import ACTIVATIONS, NAMES, places
 from fitact_fx.source import owner_path, source_line
+from fitact_fx.spellings import kind_of, least_value
 
 
 @dataclass(frozen=True)

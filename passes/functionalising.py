@@ -22,10 +22,10 @@ from torch.fx import GraphModule, Node
 
 from fitact_fx.aliasing import sharing_memory
 from fitact_fx.errors import SiteError, site_message
-from fitact_fx.kinds import kind_of, out_of_place
 from fitact_fx.nodes import argument, inplace_position, overwrites_input
 from fitact_fx.places import ACTIVATIONS
 from fitact_fx.sites import Site, find_sites
+from fitact_fx.spellings import kind_of, out_of_place
 
 _OWNED_ELSEWHERE = ("placeholder", "get_attr")
 

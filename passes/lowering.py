@@ -16,12 +16,12 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
-from fitact_fx.frontends.exported import InputGuards
-from fitact_fx.kinds import kind_of
+from fitact_fx.guards import InputGuards
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, overwrites_input, owning_module
 from fitact_fx.policies import Zero
-from fitact_fx.signature import require_default
+from fitact_fx.signature import CHECKS, require_contents
+from fitact_fx.spellings import kind_of
 from fitact_fx.traced import TracedModule, nodes_in_call_order, parts
 
 
@@ -63,7 +63,7 @@ class Lower:
                 owning_module(node).add_module(str(node.target), module.guards)
             elif isinstance(module, ModeConstant):
                 _replace(node, module.evaluation_value)
-            elif node.target is require_default:
+            elif node.target in CHECKS:
                 _plain_check(node)
         if not sites:
             raise SiteError("this graph has no bounded site to lower;\n  lower what fitact_fx.harden returned")
@@ -154,8 +154,10 @@ def _plain_check(node: Node) -> None:
     value, default, name = node.args
     with node.graph.inserting_before(node):
         compare = operator.is_ if default is None else operator.eq
+        if node.target is require_contents:
+            value = node.graph.call_function(list if isinstance(default, list) else len, (value,))
         same = node.graph.call_function(compare, (value, default))
-        message = f"argument {name!r} was fixed to its default {default!r} when the model was traced"
+        message = f"argument {name!r} was fixed to {default!r} when the model was traced"
         node.graph.call_function(torch._assert, (same, message))  # noqa: SLF001  torch.fx's own name for it
     node.graph.erase_node(node)
 

@@ -83,6 +83,37 @@ def test_inspect_json_is_for_programs(capsys: Streams) -> None:
     assert found["sites"][0]["shape"] == [5, 8]
 
 
+def test_coverage_prints_what_is_open_and_leaves_with_0(capsys: Streams) -> None:
+    assert main(["coverage", "my_networks:net", "--input", "1,3,8,8"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    assert lines[0] == "my_networks:net: front end symbolic, 4 calls: 1 bounded, 1 contained, 2 open"
+    assert 'no bound between here and the output; add "linear" or "logits" to sites to put one here:' in lines
+    assert [line.split()[:2] for line in lines if line.startswith("  ")] == [["2", "flatten"], ["3", "linear"]]
+    assert lines[-1] == "torch.export sees no other activation in this model."
+
+
+def test_coverage_of_chosen_sites_with_every_call(capsys: Streams) -> None:
+    assert main(["coverage", "my_networks:net", "--sites", "activations,logits", "--all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "No fault in any of them comes to the output but through a bound."
+    assert [line.split()[:3] for line in lines[5:9]] == [
+        ["0", "conv2d", "contained"],
+        ["1", "relu", "bounded"],
+        ["2", "flatten", "contained"],
+        ["3", "linear", "bounded"],
+    ]
+
+
+def test_coverage_json_is_for_programs(capsys: Streams) -> None:
+    assert main(["coverage", "my_networks:words", "--sites", "activations,linear", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["spec"], found["sites"]) == ("my_networks:words", ["activations", "linear"])
+    assert found["total"] == {"calls": 3, "bounded": 2, "contained": 1, "open": 0}
+    assert found["calls"][0]["why"] == "behind 1"
+
+
 def test_an_object_and_a_nested_name_are_models_too() -> None:
     assert isinstance(load_model("my_networks:ready"), torch.nn.Sequential)
     assert type(load_model("torch.nn:modules.Identity")) is torch.nn.Identity
@@ -106,6 +137,9 @@ ERRORS = [
     (["inspect", "my_networks:number"], "my_networks:number gives a int and not an nn.Module"),
     (["inspect", "my_networks:net", "--input", "1,x"], "'1,x' is no input shape;\n  write 1,3,224,224, or 1,128:int64"),
     (["inspect", "my_networks:net", "--input", "1,3,9,9"], "the model does not take (1, 3, 9, 9) float32:\n  "),
+    (["coverage", "my_networks:net", "--sites", "logit"], "unknown place 'logit'; choose one of activations, linear, "),
+    (["coverage", "my_networks:Branching"], "cannot trace the model itself (Branching)"),
+    (["coverage", "my_networks:net", "--input", "1,x"], "'1,x' is no input shape;\n  write 1,3,224,224, or 1,128"),
     (["demo", "--model", "vgg"], "unknown network 'vgg'; choose one of digits, resnet20"),
     (["demo", "--model", "resnet20"], "the demo of resnet20 needs its files;\n  give --data DIR, the folder with"),
     (["demo", "--model", "resnet20", "--data", "."], "there is no resnet20-cifar10.safetensors in models nor in ."),
@@ -140,8 +174,8 @@ def test_an_error_is_told_on_stderr_in_two_lines(arguments: list[str], message: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: {demo,inspect,faults}\n  see fitact-fx --help\n"),
-        (["explain"], "argument {demo,inspect,faults}: invalid choice: 'explain'"),
+        ([], "the following arguments are required: {demo,inspect,coverage,faults}\n  see fitact-fx --help\n"),
+        (["explain"], "argument {demo,inspect,coverage,faults}: invalid choice: 'explain'"),
         (
             ["demo", "--trials", "0"],
             "argument --trials: '0' is not a positive whole number\n  see fitact-fx demo --help\n",
@@ -189,7 +223,9 @@ def test_an_interrupt_leaves_quietly(capsys: Streams, monkeypatch: pytest.Monkey
     assert capsys.readouterr().err == "fitact-fx: interrupted\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["demo", "--help"], ["inspect", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["demo", "--help"], ["inspect", "--help"], ["coverage", "--help"], ["--version"]]
+)
 def test_help_fits_the_terminal(words: list[str], capsys: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "110")
     with pytest.raises(SystemExit) as left:

@@ -3,7 +3,7 @@
 import pytest
 import test_properties as properties
 
-from fitact_fx import granularity, sites
+from fitact_fx import granularity, naming
 from fitact_fx.passes import functionalising
 
 
@@ -31,7 +31,7 @@ def test_a_bound_that_leaks_across_channels_is_found(monkeypatch):
 
 
 def test_a_shared_module_that_is_bounded_once_is_found(monkeypatch):
-    whole = sites.activation_names
+    whole = naming.activation_names
 
     def once(graph_module):
         targets, names = set(), {}
@@ -41,5 +41,5 @@ def test_a_shared_module_that_is_bounded_once_is_found(monkeypatch):
             targets.add(node.target)
         return names
 
-    monkeypatch.setattr(sites, "activation_names", once)
+    monkeypatch.setattr(naming, "activation_names", once)
     assert found(properties.test_each_call_of_an_activation_module_is_a_site_of_its_own)

@@ -23,22 +23,24 @@ ownership
 granularity policies batches statistics dimensions traced
 spec holdout
 bounded injected
-kinds signature modes
+kinds signature modes guards
+recurrence
+spellings
 naming refusals
 places layout aliasing
-sites ambience hidden
-frontends
-tracing faults ranges points
+sites ambience hidden ways
+frontends calls
+call_table tracing faults ranges points
 passes learning hit_words
 schemes injection faulty_outputs
 recipe
 hardening
-saving verification inspection
+saving verification inspection coverage
 campaigns models model_spec
 replaying
 reports
 demo testing
-cli_faults
+cli_faults cli_coverage
 cli __init__
 __main__
 """

@@ -179,7 +179,7 @@ def test_a_folder_that_is_missing_or_in_the_way_is_named(tmp_path):
     [
         (net(activation=nn.SiLU), ["site head.1 is silu in the model and gelu in the file"]),
         (net(extra=True), ["site relu_1 is in the model and not in the file"]),
-        (net(activation=nn.Identity), ["site head.1 is in the file and not in the model"]),
+        (net(activation=nn.Identity), ["site head.1 is identity in the model and gelu in the file"]),
         (
             net(width=5),
             [

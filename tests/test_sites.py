@@ -1,5 +1,6 @@
 """Finding activations: every kind in every spelling, and what users call them."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -35,6 +36,15 @@ MODULES = {
     "softplus": nn.Softplus(),
     "softsign": nn.Softsign(),
     "threshold": nn.Threshold(0.1, 0.05),
+    "glu": nn.GLU(),
+    "softmax": nn.Softmax(dim=-1),
+    "softmin": nn.Softmin(dim=-1),
+    "log_softmax": nn.LogSoftmax(dim=-1),
+    "logsigmoid": nn.LogSigmoid(),
+    "rrelu": nn.RReLU(),
+    "hardshrink": nn.Hardshrink(),
+    "softshrink": nn.Softshrink(),
+    "tanhshrink": nn.Tanhshrink(),
 }
 FUNCTIONS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("relu", F.relu),
@@ -115,6 +125,45 @@ FUNCTIONS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("threshold", lambda x: F.threshold(x, 0.1, 0.05, True)),
     ("threshold", lambda x: F.threshold_(x, 0.1, 0.05)),
     ("threshold", lambda x: torch.threshold(x, 0.1, 0.05)),
+    ("glu", F.glu),
+    ("glu", lambda x: F.glu(x, -1)),
+    ("softmax", lambda x: F.softmax(x, dim=-1)),
+    ("softmax", lambda x: torch.softmax(x, 1)),
+    ("softmax", lambda x: torch.special.softmax(x, 1)),
+    ("softmax", lambda x: x.softmax(-1)),
+    ("softmin", lambda x: F.softmin(x, dim=-1)),
+    ("log_softmax", lambda x: F.log_softmax(x, dim=-1)),
+    ("log_softmax", lambda x: torch.log_softmax(x, 1)),
+    ("log_softmax", lambda x: torch.special.log_softmax(x, 1)),
+    ("log_softmax", lambda x: x.log_softmax(-1)),
+    ("logsigmoid", F.logsigmoid),
+    ("rrelu", F.rrelu),
+    ("rrelu", torch.rrelu),
+    ("rrelu", torch.rrelu_),
+    ("rrelu", lambda x: F.rrelu(x, inplace=True)),
+    ("hardshrink", F.hardshrink),
+    ("hardshrink", torch.hardshrink),
+    ("hardshrink", lambda x: x.hardshrink()),
+    ("softshrink", F.softshrink),
+    ("tanhshrink", F.tanhshrink),
+]
+# Activations written out: the product is a site, and so is the gate in it.
+WRITTEN_OUT: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x * torch.sigmoid(x),
+    lambda x: x * torch.sigmoid(1.702 * x),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2))),
+    lambda x: x * (F.relu6(x + 3) / 6),
+    lambda x: x * torch.tanh(F.softplus(x)),
+    lambda x: x.mul(x.sigmoid()),
+    lambda x: (y := x * 1).mul_(y.sigmoid()),
+]
+GATED_BY_OTHERS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)),
+    lambda x: x * torch.sigmoid(torch.ones(4)),
+    lambda x: x.flip(0) * x.sigmoid(),
+    lambda x: x * x,
+    lambda x: x * 2 * torch.exp(torch.ones(4).clamp(max=1)),
 ]
 NOT_ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
     lambda x: torch.max(x, 0).values,
@@ -130,8 +179,20 @@ NOT_ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
-def test_the_table_has_every_kind_once() -> None:
-    assert sorted(kind.name for kind in KINDS) == sorted(MODULES)
+def test_the_table_has_every_kind() -> None:
+    assert {kind.name for kind in KINDS} == set(MODULES)
+
+
+@pytest.mark.parametrize("call", WRITTEN_OUT)
+def test_an_activation_that_is_written_out_is_one(call: Callable[[Tensor], Tensor]) -> None:
+    model = module(lambda self, x: call(x))
+    assert "self_gated" in kinds(model).values()
+    hardened_like(model, X)
+
+
+@pytest.mark.parametrize("call", GATED_BY_OTHERS)
+def test_a_product_with_anything_else_is_none(call: Callable[[Tensor], Tensor]) -> None:
+    assert "self_gated" not in kinds(module(lambda self, x: call(x))).values()
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -160,8 +221,8 @@ def test_a_reduction_or_another_clamp_is_no_site(spelling: Callable[[Tensor], Te
 @pytest.mark.parametrize(("kind", "activation"), MODULES.items())
 def test_the_least_value_of_a_kind_is_one_that_it_keeps(kind: str, activation: nn.Module) -> None:
     (site,) = find_sites(trace(module(lambda self, x: self.act(x), act=activation)))
-    assert (activation(torch.linspace(-50, 50, 1001)) >= site.minimum).all()
-    one_sided = {"relu", "relu6", "hardsigmoid", "sigmoid", "softplus"}
+    assert (activation(torch.linspace(-50, 50, 1000)) >= site.minimum).all()
+    one_sided = {"relu", "relu6", "hardsigmoid", "sigmoid", "softplus", "softmax", "softmin"}
     assert site.minimum == (0.0 if kind in one_sided else -torch.inf)
 
 

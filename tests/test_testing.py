@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fitact_fx.errors import RecipeError
-from fitact_fx.kinds import KINDS
+from fitact_fx.kinds import KINDS, RECURRENT
 from fitact_fx.sites import find_sites
 from fitact_fx.testing import STEPS, Architecture, Layer, Made, Step, architectures, batches
-from fitact_fx.testing.activations import FUNCTIONS, MODULES, Activation, ActivationModule
-from fitact_fx.testing.attention import Attention
+from fitact_fx.testing.activations import FUNCTIONS, MODULES, Activation, ActivationModule, SelfGated
+from fitact_fx.testing.attention import Attention, Transformer
 from fitact_fx.testing.joins import VIEWS, Split, Sum, View
 from fitact_fx.testing.layers import Convolution, Linear
+from fitact_fx.testing.recurrent import Cell, Recurrent
 from fitact_fx.testing.sharing import Block, Container
 from fitact_fx.testing.step import Choice, options_of
 from fitact_fx.tracing import trace
@@ -79,7 +80,7 @@ def every_step(steps: tuple[Step, ...]) -> Iterator[Step]:
 
 @pytest.fixture(scope="module")
 def many() -> list[Architecture]:
-    return collected(1000, min_steps=4, max_steps=12)
+    return collected(1500, min_steps=4, max_steps=12)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def test_the_table_of_spellings_has_every_kind_and_every_function_of_it() -> Non
 
 
 def test_every_spelling_is_generated() -> None:
-    found = collected(400, steps=[Activation, ActivationModule], min_steps=10, max_steps=14)
+    found = collected(1000, steps=[Activation, ActivationModule], min_steps=10, max_steps=14)
     counted = Counter(step.spelling for each in found for step in each.steps)
     assert not {*FUNCTIONS, *MODULES} - counted.keys()
 
@@ -209,14 +210,17 @@ def test_every_kind_of_step_and_every_option_is_generated(many: list[Architectur
 
 
 _NORMS = "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm LayerNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d RMSNorm"
+_NORMS += " LocalResponseNorm"
 _POOLS = [f"{kind}Pool{rank}d" for kind in ("Max", "Avg", "AdaptiveAvg", "AdaptiveMax") for rank in (1, 2, 3)]
 _OTHERS = "Linear Dropout AlphaDropout Identity Flatten Sequential ModuleList ModuleDict MultiheadAttention"
+_STATEFUL = [kind.module.__name__ for kind in RECURRENT]
+_TRANSFORMERS = [f"Transformer{part}coder{layer}" for part in ("En", "De") for layer in ("Layer", "")]
 _LAYERS = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose", "Dropout") for rank in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
     "module",
-    [*_NORMS.split(), *_POOLS, *_LAYERS, *_OTHERS.split()],
+    [*_NORMS.split(), *_POOLS, *_LAYERS, *_STATEFUL, *_TRANSFORMERS, *_OTHERS.split()],
 )
 def test_every_kind_of_module_is_generated(sources: str, module: str) -> None:
     assert f"nn.{module}(" in sources
@@ -244,6 +248,19 @@ def test_every_kind_of_module_is_generated(sources: str, module: str) -> None:
         "a list of outputs": r"return \[h\d+, h\d+",
         "a dict of outputs": r'return \{"h\d+": h\d+, ',
         "hand-written attention": r"scores\.softmax",
+        "attention's weights": r"h\d+, h\d+ = self\.attention\d",
+        "a transformer with GELU": r"nn\.Transformer.*activation=\"gelu\"",
+        "a transformer with norms first": r"nn\.Transformer.*norm_first=True",
+        "a causal mask": r"self\.transformer\d\(.*, self\.mask\d\)",
+        "a recurrent output alone": r"= self\.recurrent\d\(.*\)\[0\]",
+        "an LSTM's state": r"_, \(h\d+, _\) = self\.recurrent\d",
+        "a recurrent output and state": r"h\d+, h\d+ = self\.recurrent\d",
+        "batches second in a recurrent layer": r"self\.recurrent\d\(.*\.transpose\(0, 1\)\)",
+        "a recurrent layer in both directions": r"bidirectional=True",
+        "a cell called with its own state": r"self\.cell\d\(.*, \(?h\d+",
+        "a gated unit over the channels": r"F\.glu\(.*, dim=1\)",
+        "a gated unit over an odd size": r"F\.glu\(torch\.cat",
+        "a gate written out": r"= (\w+) \* torch\.sigmoid\(\1\)",
         "channels last": r"memory_format=torch\.channels_last\)",
         "channels last in 3d": r"memory_format=torch\.channels_last_3d\)",
         "dropout of a function": r"F\.dropout\(.*self\.training\)",
@@ -306,7 +323,14 @@ def test_without_gradients_what_split_returns_is_overwritten() -> None:
             return "multiple views" in str(error)
         return False
 
-    assert len(smallest(refused, gradients=False, steps=[Activation, Linear, Split], dims=[0], max_inputs=1).steps) <= 3
+    assert (
+        len(
+            smallest(
+                refused, gradients=False, kinds=["relu"], steps=[Activation, Linear, Split], dims=[0], max_inputs=1
+            ).steps
+        )
+        <= 3
+    )
 
 
 def test_an_unknown_activation_kind_is_named() -> None:
@@ -337,7 +361,9 @@ def test_a_wrong_rewrite_is_caught_by_a_small_example() -> None:
     assert len(smallest(differs, kinds=["relu"], dims=[0], max_inputs=1).steps) <= 3
 
 
-@pytest.mark.parametrize("kind", [Convolution, Container, Block, Attention, Sum])
+@pytest.mark.parametrize(
+    "kind", [Convolution, Container, Block, Attention, Sum, Transformer, Recurrent, Cell, SelfGated]
+)
 def test_one_kind_of_step_shrinks_to_itself(kind: type[Step]) -> None:
     found = smallest(lambda architecture: any(type(step) is kind for step in every_step(architecture.steps)))
     assert found.steps == (kind(),)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from textwrap import shorten
 
 from coverage_case import matching
 from coverage_check import Row
@@ -28,13 +29,14 @@ EXCLUDED = {
 }
 """What is left out of the sweep, and why."""
 
-INTRODUCTION = "One small model with random weights in evaluation mode each, two inputs, one bound per layer."
-COLUMNS = """\
-`front end`: how the model became a graph, `symbolic` (torch.fx), `export` (torch.export) or `partial` (what of it \
-could). `unprotected calls`: the rows that `fitact_fx.coverage(hard).open` has. `equal at infinite bounds`: with \
-every bound infinite the outputs are the model's own, bit for bit; under `export`, those of the exported model, and \
-the number is how far the model in eager mode is from that, relative to the greatest output. `compile agrees`: \
-`torch.compile` gives the same within 1e-3 of each value and of the greatest one."""
+INTRODUCTION = """\
+All of torchvision, of timm one small model per family (a module of `timm.models` that has entry points), and common \
+Hugging Face encoders with small configurations: random weights, evaluation mode, batches of two, one bound per \
+layer. `front end`: how the model became a graph, `symbolic` (torch.fx), `export` (torch.export) or `partial` (what \
+of it could). `unprotected calls`: the rows that `fitact_fx.coverage(hard).open` has. `equal at infinite bounds`: \
+with every bound infinite the outputs are the model's own, bit for bit; under `export`, those of the exported model, \
+and the number, if not zero, is how far the model in eager mode is from that, relative to the greatest output. \
+`compile agrees`: `torch.compile` gives the same within 1e-3 of each value and of the greatest one."""
 
 
 def page(rows: Sequence[Row], command: str, backend: str) -> str:
@@ -43,7 +45,7 @@ def page(rows: Sequence[Row], command: str, backend: str) -> str:
     parts = [
         "# Which models can be hardened",
         f"`{command}`, a process of one thread per model; Python {platform.python_version()}, {versions}.",
-        f"{INTRODUCTION} {COLUMNS} The backend is `{backend}`.",
+        f"{INTRODUCTION} The backend is `{backend}`.",
         summary(rows),
         table(rows),
         "## Exceptions\n\n" + ("\n".join(exceptions(rows)) or "None."),
@@ -81,7 +83,7 @@ def table(rows: Sequence[Row]) -> str:
             "equal at infinite bounds": _equal(row),
             "compile agrees": _said(row.agrees),
             "seconds": f"{row.seconds:.0f}",
-            "result": "as promised" if row.as_promised else "see exceptions",
+            "result": "as promised" if row.as_promised else shorten(_problem(row), 100).replace("|", "/"),
         }
         for row in rows
     ]
@@ -97,10 +99,14 @@ def exceptions(rows: Sequence[Row]) -> list[str]:
         if named:
             lines.append(f"- `{glob}` ({len(named)}): {why}.")
     return lines + [
-        f"- `{path}`, not explained: {'; '.join(row.problems) or 'no activation was found'}"
+        f"- `{path}`, not explained: {_problem(row)}."
         for path, row in failed.items()
         if matching(EXCEPTIONS, path) is None
     ]
+
+
+def _problem(row: Row) -> str:
+    return "; ".join(row.problems).rstrip(".,;:") or "no activation was found"
 
 
 def _equal(row: Row) -> str:

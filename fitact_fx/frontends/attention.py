@@ -17,6 +17,7 @@ from torch.fx import Proxy
 from torch.nn.modules import transformer
 
 LAYERS = (
+    nn.Transformer,
     nn.TransformerEncoder,
     nn.TransformerEncoderLayer,
     nn.TransformerDecoder,
@@ -91,20 +92,52 @@ class SlowAttention(nn.MultiheadAttention):
         return attended.transpose(1, 0) if swapped else attended, weights
 
 
-def give_up_fast_path(root: nn.Module) -> None:
-    """Let the attention inside every transformer layer of this copy take the slow path, as the layer itself will."""
-    for layer in root.modules():
-        if isinstance(layer, LAYERS):
-            for name, child in layer.named_children():
-                if type(child) is nn.MultiheadAttention:
-                    setattr(layer, name, _slow(child))
+class UncheckedTransformer(nn.Transformer):
+    """nn.Transformer without its checks of shapes, which a stand-in cannot answer; attention makes them again."""
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Any:
+        memory = self.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=src_is_causal)
+        return self.decoder(
+            tgt,
+            memory,
+            tgt_mask=tgt_mask,
+            memory_mask=memory_mask,
+            tgt_key_padding_mask=tgt_key_padding_mask,
+            memory_key_padding_mask=memory_key_padding_mask,
+            tgt_is_causal=tgt_is_causal,
+            memory_is_causal=memory_is_causal,
+        )
 
 
-def _slow(attention: nn.MultiheadAttention) -> SlowAttention:
-    """The same attention, with the same Parameters, hooks and mode."""
-    slow = SlowAttention.__new__(SlowAttention)
-    vars(slow).update(vars(attention))
-    return slow
+def along_the_slow_path(root: nn.Module) -> nn.Module:
+    """`root`, a copy, with every transformer and the attention in its layers replaced by what can be recorded."""
+    for module in list(root.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.MultiheadAttention and isinstance(module, LAYERS):
+                setattr(module, name, _as(SlowAttention, child))
+            if type(child) is nn.Transformer:
+                setattr(module, name, _as(UncheckedTransformer, child))
+    return _as(UncheckedTransformer, root) if type(root) is nn.Transformer else root
+
+
+def _as(cls: type[nn.Module], module: nn.Module) -> nn.Module:
+    """The same module, with the same Parameters, hooks and mode, and the code of another class."""
+    other = cls.__new__(cls)
+    vars(other).update(vars(module))
+    return other
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fitact_fx.ambience import random_states_kept
+from fitact_fx.errors import TracingError
 from fitact_fx.signature import leaves_of
 
 _TOLERANCE = 1e-3
@@ -16,7 +17,14 @@ _TOLERANCE = 1e-3
 
 def difference(model: Callable[..., Any], graph: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
     """What is different in the results of both, called twice on copies of these arguments; None if nothing is."""
-    ours, theirs = _results(graph, arguments), _results(model, arguments)
+    if any(each.is_meta for each in pytree.tree_leaves(arguments) if isinstance(each, Tensor)):
+        return None  # nothing has a value
+    try:
+        theirs = _results(model, arguments)
+    except Exception as error:  # user code may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TracingError(f"the model does not take the example inputs: {reason}") from error
+    ours = _results(graph, arguments)
     if len(ours) != len(theirs):
         return f"{len(ours)} values in place of {len(theirs)}"
     return next((told for pair in zip(ours, theirs, strict=True) if (told := _different(*pair))), None)
@@ -44,6 +52,6 @@ def _different(ours: Any, theirs: Any) -> str | None:
         return f"{tuple(ours.shape)} {ours.dtype} in place of {tuple(theirs.shape)} {theirs.dtype}"
     if not theirs.is_floating_point() or not theirs.numel():
         return None if torch.equal(ours, theirs) else "other whole numbers"
-    one, other = ours.double().nan_to_num(), theirs.double().nan_to_num()
+    one, other = ours.detach().double().nan_to_num(), theirs.detach().double().nan_to_num()
     apart = float((one - other).abs().max())
     return f"values that are {apart:.3g} apart" if apart > _TOLERANCE * float(other.abs().max()) + 1e-6 else None

@@ -6,10 +6,6 @@ children looked at. A child stays also where the unseen code does more with it t
 it may get arguments other than those it was traced with.
 """
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -19,9 +15,11 @@ from fitact_fx.errors import TracingError
 from fitact_fx.frontends.attention import LAYERS
 from fitact_fx.frontends.comparing import difference
 from fitact_fx.frontends.symbolic import symbolic
+from fitact_fx.frontends.uses import asks_about_arguments, more_than_called
 from fitact_fx.kinds import module_kind
 from fitact_fx.ownership import as_before_if_it_fails, owned_copy
-from fitact_fx.places import ONE_OPERATOR, places
+from fitact_fx.places import is_one_operator, places
+from fitact_fx.refusals import refuse_hooks
 from fitact_fx.signature import arguments_of, placeholders
 from fitact_fx.traced import ANY_MODE, TracedModule, UnseenCode
 
@@ -89,12 +87,12 @@ class _Partial:
 
     def _replace_children(self, unseen: nn.Module) -> None:
         """Let the children that can be traced be graphs."""
-        more_than_called = _more_than_called(unseen)
+        more = more_than_called(unseen)
         for name, child in list(unseen._modules.items()):
             if child is None:
                 continue
             if child not in self.made:
-                self.made[child] = self._part(child, more_than_called.get(name))
+                self.made[child] = self._part(child, more.get(name))
             unseen._modules[name] = self.made[child]
 
     def _part(self, child: nn.Module, how: str | None) -> nn.Module:
@@ -110,21 +108,56 @@ class _Partial:
 
     def _graph_of(self, child: nn.Module) -> TracedModule | None:
         """The child as a graph, if there is anything in it to protect and it takes any argument that it took before."""
-        optional = [name for name, each in arguments_of(child).items() if each.default is not each.empty]
-        if optional and not isinstance(child, LAYERS):
+        obstacle = _obstacle(child)
+        if obstacle is not None:
             if _holds_something(child):
-                self.reasons[child] = f"code that was not seen may give it {optional[0]!r}, which tracing would fix"
+                self.reasons[child] = obstacle
             return None
+        before = {module: dict(vars(module)) for module in child.modules()}
         traced = self._seen(child)
+        kept = _kept_in_attributes(before)
+        if kept is not None:
+            self.reasons[child] = f"its code keeps something in its attribute {kept!r}, which a graph would lose"
+            return None
         if traced is None or not places(traced):
             return None
-        if isinstance(child, ONE_OPERATOR):
+        if is_one_operator(child):
             for node in traced.graph.nodes:  # the child's own call, so its name is the child's
                 node.meta["leaf"] = ""
         for name, value in vars(child).items():  # what the unseen code may read of it
             if not hasattr(traced, name):
                 setattr(traced, name, value)
         return traced
+
+
+def _obstacle(child: nn.Module) -> str | None:
+    """Why a graph could not stand for this child, whatever its code does."""
+    if not isinstance(child, LAYERS):  # which take a mask or none
+        optional = [name for name, each in arguments_of(child).items() if each.default is not each.empty]
+        if optional:
+            return f"code that was not seen may give it {optional[0]!r}, which tracing would fix"
+        asked = asks_about_arguments(child)
+        if asked is not None:
+            return f"its code decides by what it is called with: {asked}"
+    try:
+        refuse_hooks("it", child)
+    except TracingError as error:
+        return str(error)
+    return None
+
+
+def _kept_in_attributes(before: dict[nn.Module, dict[str, Any]]) -> str | None:
+    """The first attribute that was set while the code was traced, each of which is put back; None if there is none."""
+    found = None
+    for module, attributes in before.items():
+        for name, value in list(vars(module).items()):
+            if name not in attributes and not name.startswith("_tensor_constant"):
+                del vars(module)[name]
+                found = found or name
+            elif name in attributes and value is not attributes[name]:
+                vars(module)[name] = attributes[name]
+                found = found or name
+    return found
 
 
 def _holds_something(module: nn.Module) -> bool:
@@ -145,49 +178,3 @@ def _around(root: nn.Module) -> TracedModule:
     code.join(traced)
     traced.recompile()
     return traced
-
-
-def _more_than_called(unseen: nn.Module) -> dict[str, str]:
-    """Name of a child -> what the code of `unseen` does with it besides calling it, or reading a value it holds."""
-    found: dict[str, str] = {}
-    for cls in type(unseen).__mro__:
-        if cls.__module__.startswith("torch.nn.modules.module") or cls is object:
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-        except (OSError, TypeError, SyntaxError):  # no source to read: a call is what is done with most modules
-            continue
-        functions = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name != "__init__"]
-        for function in functions:
-            found |= {name: how for name, how in _uses(function, unseen) if name not in found}
-    return found
-
-
-def _uses(function: ast.FunctionDef, unseen: nn.Module) -> Iterator[tuple[str, str]]:
-    """(child, what is done with it), for what a graph in the child's place could not stand."""
-    around = {inner: outer for outer in ast.walk(function) for inner in ast.iter_child_nodes(outer)}
-    for node in ast.walk(function):
-        name = _attribute_of_self(node)
-        if name is None or not isinstance(unseen._modules.get(name), nn.Module):
-            continue
-        outer, module = around.get(node), unseen._modules[name]
-        inner: ast.AST = node
-        while isinstance(outer, ast.Attribute) and module is not None and outer.attr in module._modules:
-            module = module._modules[outer.attr]
-            inner, outer = outer, around.get(outer)
-        called = isinstance(outer, ast.Call) and outer.func is inner
-        compared = isinstance(outer, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in outer.ops)
-        reads = isinstance(outer, ast.Attribute) and _is_held(module, outer.attr)
-        if outer is not None and not (called or compared or reads):
-            yield name, ast.unparse(outer)
-
-
-def _attribute_of_self(node: ast.AST) -> str | None:
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-        return node.attr
-    return None
-
-
-def _is_held(module: nn.Module | None, name: str) -> bool:
-    """Whether the module holds a value, Parameter or buffer of that name, which a graph in its place holds as well."""
-    return module is not None and (name in vars(module) or name in module._parameters or name in module._buffers)

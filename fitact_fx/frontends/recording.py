@@ -1,5 +1,6 @@
 """Runs a model's `forward` once on stand-ins, and watches for what a graph would freeze."""
 
+import dataclasses
 import inspect
 import math
 from typing import Any
@@ -112,6 +113,10 @@ class _ModelTracer(Tracer):
         return StandIn(node, self) if value is None else KnownTensor(node, self, value)
 
     def create_arg(self, a: Any) -> Any:
+        cls: Any = type(a)
+        if issubclass(cls, dict) and dataclasses.is_dataclass(cls):  # torch.fx would make a plain dict of it
+            fields = {each.name: self.create_arg(getattr(a, each.name)) for each in dataclasses.fields(cls)}
+            return self.create_node("call_function", type(a), (), fields)
         made = super().create_arg(a)
         if isinstance(a, Tensor) and isinstance(made, Node):
             self.constants.append((made, a, _version(a)))

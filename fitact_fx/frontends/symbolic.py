@@ -14,7 +14,7 @@ from fitact_fx import refusals
 from fitact_fx.aliasing import own_constants
 from fitact_fx.ambience import other_autocast, random_states_kept
 from fitact_fx.errors import TracingError
-from fitact_fx.frontends.attention import give_up_fast_path
+from fitact_fx.frontends.attention import along_the_slow_path
 from fitact_fx.frontends.recording import recorded
 from fitact_fx.modes import GraphsDifferError, merge, require_same
 from fitact_fx.traced import Modes, TracedModule
@@ -27,12 +27,13 @@ def symbolic(root: nn.Module, unseen: Mapping[str, str] = NOTHING, name: str = "
 
     Raises TracingError, with the module and the user's line, for what no graph can express.
     """
+    name = name or type(root).__name__
+    root = along_the_slow_path(root)
     known = {*vars(root), *root._parameters, *root._buffers}
-    give_up_fast_path(root)
     with random_states_kept():
         graph, modes = _graph_for_both_modes(root, frozenset(unseen))
     leaves = {root.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
-    traced = TracedModule.build(root, graph, frozenset(leaves), name or type(root).__name__, modes)
+    traced = TracedModule.build(root, graph, frozenset(leaves), name, modes)
     own_constants(traced, lambda target: "." not in target and target not in known)
     traced.recompile()
     return traced

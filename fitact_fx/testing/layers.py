@@ -76,7 +76,7 @@ class Convolution(Layer):
 class Norm(Layer):
     """A norm; `plain` leaves out its weights, or for an instance norm puts them in."""
 
-    kind: str = among("LayerNorm", "BatchNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
+    kind: str = among("LayerNorm", "BatchNorm", "GroupNorm", "InstanceNorm", "RMSNorm", "LocalResponseNorm")
     plain: bool = among(False, True)
     stem: ClassVar[str] = "norm"
 
@@ -85,6 +85,9 @@ class Norm(Layer):
         if self.kind in ("LayerNorm", "RMSNorm"):
             told = arguments(shape if self.plain else shape[-1])
             return Made(f"nn.{self.kind}({told})", shape)
+        # Torch takes no other memory format in more dimensions, nor half types.
+        if self.kind == "LocalResponseNorm" and rank == 1 and dtype in (torch.float32, torch.float64):
+            return Made("nn.LocalResponseNorm(2)", shape)
         if self.kind == "BatchNorm":
             return Made(f"nn.BatchNorm{max(rank, 1)}d({arguments(channels, affine=(not self.plain, True))})", shape)
         # An instance norm refuses a single element per channel.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fitact_fx.errors import RecipeError, known
 from fitact_fx.kinds import KINDS
-from fitact_fx.testing import activations, attention, joins, layers, sharing
+from fitact_fx.testing import activations, attention, joins, layers, recurrent, sharing
 from fitact_fx.testing.architecture import Architecture
 from fitact_fx.testing.step import Choice, Step, options_of
 from fitact_fx.testing.writing import Shape
@@ -34,7 +34,8 @@ def _defined_in(module: ModuleType) -> list[type[Step]]:
 
 
 # Simple kinds first: examples shrink towards them.
-STEPS = tuple(kind for module in (activations, layers, joins, sharing, attention) for kind in _defined_in(module))
+_MODULES = (activations, layers, joins, sharing, attention, recurrent)
+STEPS = tuple(kind for module in _MODULES for kind in _defined_in(module))
 
 
 def architectures(
@@ -53,8 +54,9 @@ def architectures(
     """Arbitrary small networks that run, in evaluation and in training mode, and give finite outputs.
 
     `dims`: how many dimensions the inputs have behind the channels (0: vectors). `kinds`: names of
-    activation kinds, as in `fitact_fx.sites.KINDS`. `steps`: the kinds of steps to use, such as
-    `[Convolution, Activation]` or a class of your own (see `fitact_fx.testing.step`). All of them by default.
+    activation kinds, as in `fitact_fx.kinds.KINDS`, for steps that are one activation. `steps`: the kinds of
+    steps to use, such as `[Convolution, Activation]` or a class of your own (see `fitact_fx.testing.step`).
+    All of them by default.
 
     `inplace`: activations, dropout and sums may overwrite their input, the model's own inputs included.
     `aliasing`: what is overwritten may still be read under another name: a view, the same value

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
+from math import prod
 
 import torch
 
@@ -10,6 +11,15 @@ Shape = tuple[int, ...]  # without the batch dimension, which every value has in
 
 LARGEST = 2048  # elements of one sample's value: a forward pass stays in the milliseconds
 _MOST_DOUBLINGS = 8  # float16 ends at 65504
+
+
+def tokens(name: str, shape: Shape) -> tuple[str, Shape]:
+    """An expression with a value as (batch, tokens, features), whatever its rank."""
+    if len(shape) == 1:
+        return f"{name}.unsqueeze(1)", (1, *shape)
+    if len(shape) == 2:
+        return name, shape
+    return f"{name}.flatten(2).transpose(1, 2)", (prod(shape[1:]), shape[0])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""What the code of a module does with its children, read from its source: a graph can stand for a child that is called.
+
+A graph cannot be indexed, has no methods of the child's own, and is of another class. So a child with which the
+code does more than call it, or read a value that it holds, has to stay what it is. Where that cannot be
+told, because the source is not there or handles the children by other names, all of them stay.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from types import FunctionType
+
+from torch import nn
+
+# Reading its own children, by whatever name.
+_ALL_CHILDREN = frozenset(
+    "children named_children modules named_modules _modules get_submodule __dict__ __getattr__ apply".split()
+)
+# Functions that may be asked about the module itself; `getattr(self, name)(x)` is a call of a child.
+_HARMLESS = frozenset("super isinstance type hasattr id repr print".split())
+
+
+def more_than_called(unseen: nn.Module) -> dict[str, str]:
+    """Name of a child -> what the code of `unseen` does with it besides calling it or reading a value that it holds."""
+    found: dict[str, str] = {}
+    for cls in type(unseen).__mro__:
+        if cls.__module__.startswith(("torch.nn.modules.", "builtins")):
+            continue  # torch's own containers call their children
+        for name, function in vars(cls).items():
+            if isinstance(function, FunctionType) and name != "__init__":
+                for child, how in _uses(inspect.unwrap(function), unseen):
+                    found.setdefault(child, how)
+    return found
+
+
+def _uses(function: object, unseen: nn.Module) -> Iterator[tuple[str, str]]:
+    """(child, what is done with it), for what a graph in the child's place could not stand."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):
+        yield from ((name, "its source cannot be read") for name in unseen._modules)
+        return
+    definition = next((each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.Lambda)), None)
+    if definition is None or not definition.args.args:
+        return
+    own = definition.args.args[0].arg
+    around = {inner: outer for outer in ast.walk(tree) for inner in ast.iter_child_nodes(outer)}
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Name) and node.id == own and isinstance(node.ctx, ast.Load):
+            outer = around[node]
+            if isinstance(outer, ast.Attribute) and outer.attr not in _ALL_CHILDREN:
+                yield from _use_of_child(outer, around, unseen)
+            elif not _is_harmless(node, around):
+                yield from ((name, ast.unparse(outer)) for name in unseen._modules)
+
+
+def asks_about_arguments(module: nn.Module) -> str | None:
+    """The first place where `forward` asks whether an argument is None, or what it is; None if it does not ask.
+
+    Code that was not seen may give one thing in one call and another in the next, and a graph knows one answer.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward))))
+    except (OSError, TypeError, SyntaxError):
+        return "its source cannot be read"
+    definition = next((each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.Lambda)), None)
+    arguments = {each.arg for each in definition.args.args[1:]} if definition is not None else set()
+    for node in ast.walk(tree):
+        asked: list[ast.expr] = []
+        if isinstance(node, ast.Compare) and any(isinstance(each, ast.Is | ast.IsNot) for each in node.ops):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "type"):
+            asked = node.args[:1]
+        if any(isinstance(each, ast.Name) and each.id in arguments for each in asked):
+            return ast.unparse(node)
+    return None
+
+
+def _is_harmless(node: ast.Name, around: dict[ast.AST, ast.AST]) -> bool:
+    """Whether `self`, standing alone, is only asked about, or for a child that is called at once."""
+    call = around[node]
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        return False
+    outer = around.get(call)
+    called_at_once = call.func.id == "getattr" and isinstance(outer, ast.Call) and outer.func is call
+    return call.func.id in _HARMLESS or called_at_once
+
+
+def _use_of_child(node: ast.Attribute, around: dict[ast.AST, ast.AST], unseen: nn.Module) -> Iterator[tuple[str, str]]:
+    child, outer, inner = unseen._modules.get(node.attr), around.get(node), node
+    module = child
+    while isinstance(outer, ast.Attribute) and module is not None and outer.attr in module._modules:
+        module = module._modules[outer.attr]
+        inner, outer = outer, around.get(outer)
+    if module is None or outer is None:
+        return
+    called = isinstance(outer, ast.Call) and outer.func is inner
+    compared = isinstance(outer, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in outer.ops)
+    reads = isinstance(outer, ast.Attribute) and isinstance(outer.ctx, ast.Load) and _is_held(module, outer.attr)
+    if not (called or compared or reads):
+        yield node.attr, ast.unparse(outer)
+
+
+def _is_held(module: nn.Module, name: str) -> bool:
+    """Whether the module holds a value, Parameter or buffer of that name, which a graph in its place holds as well."""
+    return name in vars(module) or name in module._parameters or name in module._buffers

@@ -1,0 +1,56 @@
+"""Small programs that once came out wrong, each found by the properties."""
+
+import torch
+from torch import Tensor, nn
+
+import fitact_fx
+
+
+def infinite(model: nn.Module, sites: str) -> nn.Module:
+    """The model hardened at these sites, with bounds that let everything pass."""
+    hard = fitact_fx.harden(model, sites=sites)
+    fitact_fx.set_bounds(hard, {"*": (-torch.inf, torch.inf)})
+    return hard
+
+
+def test_dropout_in_place_is_bounded_where_it_is_returned() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.25, inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.dropout(x)
+
+    x = torch.randn(2, 4)
+    assert torch.equal(infinite(Dropping().eval(), "logits")(x), x)
+
+
+def test_alpha_dropout_leaves_its_input_alone_whatever_it_is_told() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.AlphaDropout(0.25, inplace=True)  # torch does not read this flag
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.dropout(x)
+
+    x = torch.randn(2, 4)
+    before = x.clone()
+    infinite(Dropping().train(), "logits")(x)
+    assert torch.equal(x, before)
+
+
+def test_the_activations_of_an_exported_lstm_are_those_of_the_traced_one() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(1, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x.unsqueeze(1))[0]
+
+    model, inputs = Remembering().eval(), (torch.randn(2, 1),)
+    graphs = (fitact_fx.trace(model), fitact_fx.trace(model, inputs, frontend="export"))
+    names = [[site.name for site in fitact_fx.find_sites(graph)] for graph in graphs]
+    assert names == [["lstm"], ["lstm"]]
