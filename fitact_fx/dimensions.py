@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
-from fitact_fx.nodes import argument, called_module, operator_name
+from fitact_fx.nodes import argument, called_module, is_attention, operator_name
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _getitem(node: Node, layout: Layout) -> Layout | None:
     if isinstance(index, int):
         of = operator_name(source) if isinstance(source, Node) else ""
         # What attention gives beside its values are weights between places.
-        several = of in ("chunk", "split") or (of == "multiheadattention" and index == 0)
+        several = of in ("chunk", "split") or (is_attention(source) and index == 0)
         return replace(layout, size=None) if several else None
     parts = index if isinstance(index, tuple) else (index,)
     if all(isinstance(part, slice) for part in parts):
@@ -263,6 +263,7 @@ MOVES: dict[str, Move] = {
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     "getitem": _getitem,
+    "attention": _getitem,
     "view": _reshape,
     "reshape": _reshape,
     "unsafe_view": _reshape,

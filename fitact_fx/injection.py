@@ -68,15 +68,16 @@ def inject(
     if capacity is not None and (not is_whole(capacity) or capacity < 1):
         raise FaultError(f"capacity is a whole number from 1 up; got {capacity!r}")
     stored = as_format(format)
-    graph_module = owned_copy(model) if isinstance(model, TracedModule) else trace(model)
+    given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    positional = None if given is None else tuple(given)
+    graph_module = owned_copy(model) if isinstance(model, TracedModule) else trace(model, positional)
     assert isinstance(graph_module, GraphModule)
     globs = (at,) if isinstance(at, str) else tuple(at)
     _, names = apply(graph_module, Functionalise(), Inject(globs, stored, where, permanent))
     trial_ = _Trial(names, fault, stored, seed, trial, capacity)
-    if example_inputs is None:
+    if positional is None:
         graph_module.register_forward_pre_hook(_FirstRun(trial_), with_kwargs=True)
     else:
-        positional = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
         trial_.load(graph_module, positional, {})
     return graph_module
 

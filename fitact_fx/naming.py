@@ -16,7 +16,7 @@ from fitact_fx.guards import InputGuards
 from fitact_fx.injected import Injected
 from fitact_fx.kinds import Kind
 from fitact_fx.modes import ModeConstant
-from fitact_fx.nodes import called_module, called_name, free_name
+from fitact_fx.nodes import called_module, called_name, free_name, is_attention
 from fitact_fx.recurrence import recurrent_call, state_name
 from fitact_fx.signature import CHECKS
 from fitact_fx.source import owner_path
@@ -95,9 +95,9 @@ def _value_base(node: Node) -> str | None:
         return None if isinstance(called_module(node), (*_NO_VALUES, *_SEVERAL)) else str(node.target)
     source = node.args[0] if node.target is operator.getitem else None
     if isinstance(source, Node) and source.op == "call_module" and isinstance(called_module(source), _SEVERAL):
-        is_attention = isinstance(called_module(source), nn.MultiheadAttention)
         # Attention gives attended values and weights; the state of an LSTM is a pair of tensors.
-        return (str(source.target) if node.args[1] == 0 else f"{source.target}.weights") if is_attention else None
+        of_attention = str(source.target) if node.args[1] == 0 else f"{source.target}.weights"
+        return of_attention if is_attention(source) else None
     name = called_name(node).strip("_")
     if node.op not in ("call_function", "call_method") or node.target in CHECKS or name in _NO_TENSORS:
         return None

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import operator
 from collections.abc import Container
 from types import FunctionType
 
@@ -39,9 +40,18 @@ def operator_name(node: Node) -> str:
     """
     if node.op == "call_module":
         return type(called_module(node)).__name__.lower()
+    if node.target is operator.getitem and is_attention(node.args[0]):
+        return "attention" if node.args[1] == 0 else "getitem"
     if isinstance(node.target, FunctionType) and not f"{node.target.__module__}.".startswith("torch."):
         return f"{node.target.__module__}.{node.target.__qualname__}"
     return called_name(node).strip("_")
+
+
+def is_attention(node: object) -> bool:
+    """Whether this is a call of nn.MultiheadAttention, which gives values and weights."""
+    return (
+        isinstance(node, Node) and node.op == "call_module" and isinstance(called_module(node), nn.MultiheadAttention)
+    )
 
 
 def argument(node: Node, position: int, name: str) -> object:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.kinds import KINDS, RECURRENT
-from fitact_fx.nodes import argument, called_module, called_name, operator_name
+from fitact_fx.nodes import argument, called_module, called_name, is_attention, operator_name
 from fitact_fx.spellings import kind_of
 from fitact_fx.traced import TracedModule, UnseenCode, nodes_in_call_order
 
@@ -89,12 +89,7 @@ def _own_places(node: Node, from_input: set[Node]) -> Iterator[str]:
 
 def _is_attended(node: Node) -> bool:
     """The first of what nn.MultiheadAttention gives: the attended values, behind its output projection."""
-    source = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
-    return (
-        isinstance(source, Node)
-        and source.op == "call_module"
-        and isinstance(called_module(source), nn.MultiheadAttention)
-    )
+    return node.target is operator.getitem and is_attention(node.args[0]) and bool(node.args[1] == 0)
 
 
 def _computed_from_inputs(graph_module: GraphModule) -> set[Node]:

@@ -26,7 +26,7 @@ from fitact_fx.testing import architectures
 INFINITE = {"*": (-torch.inf, torch.inf)}
 
 # `make fuzz` sets the number; by default the whole file stays within 75 seconds.
-EXAMPLES = int(os.environ.get("FITACT_FUZZ", "25"))
+EXAMPLES = int(os.environ.get("FITACT_FUZZ", "80"))
 PROFILE = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -255,6 +255,7 @@ def test_channel_bounds_are_the_extremes_of_the_neurons_of_each_channel(architec
         ):
             if theirs is None:
                 continue
+            assert theirs.ndim == 2 or dim is not None
             channel = 1 if theirs.ndim == 2 else dim % theirs.ndim
             others = tuple(each for each in range(theirs.ndim) if each != channel)
             assert torch.equal(ours, extreme(theirs, others, keepdim=True))
@@ -331,5 +332,10 @@ def test_an_exported_graph_agrees_with_eager_and_has_the_same_activations(archit
     except TracingError:
         return
     assert close(run(exported, inputs), run(model, inputs))
-    names = [{site.name for site in fitact_fx.find_sites(each)} for each in (exported, fitact_fx.trace(model))]
+    # torch.export also sees into attention, which is called whole otherwise.
+    whole = {name for name, module in model.named_modules() if isinstance(module, torch.nn.MultiheadAttention)}
+    names = [
+        {site.name for site in fitact_fx.find_sites(graph) if site.module_path not in whole}
+        for graph in (exported, fitact_fx.trace(model))
+    ]
     assert names[0] == names[1]

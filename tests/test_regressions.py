@@ -54,3 +54,12 @@ def test_the_activations_of_an_exported_lstm_are_those_of_the_traced_one() -> No
     graphs = (fitact_fx.trace(model), fitact_fx.trace(model, inputs, frontend="export"))
     names = [[site.name for site in fitact_fx.find_sites(graph)] for graph in graphs]
     assert names == [["lstm"], ["lstm"]]
+
+
+def test_an_exported_graph_runs_on_the_layout_it_was_exported_for() -> None:
+    class Flattening(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.contiguous().view(-1, 8).relu()
+
+    model, x = Flattening().eval(), torch.randn(2, 2, 2, 2).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(fitact_fx.trace(model, (x,), frontend="export")(x), model(x))

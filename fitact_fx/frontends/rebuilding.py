@@ -14,8 +14,10 @@ from torch.fx import Graph, GraphModule, Node
 from fitact_fx.errors import TracingError
 from fitact_fx.frontends.inputs import Inputs, Place, filled
 from fitact_fx.guards import InputGuards
+from fitact_fx.nodes import overwrites_input
 from fitact_fx.places import is_one_operator
 from fitact_fx.signature import (
+    CHECKS,
     Built,
     arguments_of,
     as_argument,
@@ -75,10 +77,24 @@ class _Rebuilding:
                 self.graph.output(as_argument(self.graph, filled(results, returned)))
             else:
                 self._copy(node, flat)
+        for node in tensors.values():
+            self._lay_out(node)
         for node in reversed(self.graph.nodes):
             if node.target is operator.getitem and not node.users:  # what a recurrent layer gives and nobody takes
                 self.graph.erase_node(node)
         return self.graph
+
+    def _lay_out(self, given: Node) -> None:
+        """The operators are those for dense inputs: a view of one in another layout could not be taken."""
+        users = [user for user in given.users if user.op != "call_module" and user.target not in CHECKS]
+        if any(overwrites_input(user) and user.args[0] is given for user in users if user.op != "output"):
+            return  # the caller is to see what is written
+        after = next((user for user in given.users if user.op == "call_module"), given)
+        with self.graph.inserting_after(after):
+            dense = self.graph.call_method("contiguous", (given,))
+        dense.meta = dict(given.meta)
+        for user in users:
+            user.replace_input_with(given, dense)
 
     def _copy(self, node: Node, holder: GraphModule) -> None:
         if node.op == "get_attr":

@@ -21,6 +21,10 @@ def text(found: Inspection, spec: str, width: int = 110) -> str:
     """The whole report, for a terminal `width` characters wide; long names are never cut."""
     title = f"{spec}: {found.parameters:,} parameters, {size(found.parameter_bytes)}"
     parts = [f"{title}; {_kinds(found)}"]
+    if found.frontend not in (None, "symbolic"):
+        parts.append(
+            f"The graph was made by the front end {found.frontend!r}; `fitact-fx coverage` tells what it holds."
+        )
     if found.obstacle is not None:
         parts.append("This model cannot be hardened:\n  " + found.obstacle)
     if found.sites:
