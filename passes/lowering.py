@@ -20,7 +20,7 @@ from fitact_fx.guards import InputGuards
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, overwrites_input, owning_module
 from fitact_fx.policies import Zero
-from fitact_fx.signature import CHECKS, require_contents
+from fitact_fx.signature import CHECKS, require_contents, require_default
 from fitact_fx.spellings import kind_of
 from fitact_fx.traced import TracedModule, nodes_in_call_order, parts
 
@@ -157,7 +157,8 @@ def _plain_check(node: Node) -> None:
         if node.target is require_contents:
             value = node.graph.call_function(list if isinstance(default, list) else len, (value,))
         same = node.graph.call_function(compare, (value, default))
-        message = f"argument {name!r} was fixed to {default!r} when the model was traced"
+        what = "its default " if node.target is require_default else ""
+        message = f"argument {name!r} was fixed to {what}{default!r} when the model was traced"
         node.graph.call_function(torch._assert, (same, message))  # noqa: SLF001  torch.fx's own name for it
     node.graph.erase_node(node)
 
