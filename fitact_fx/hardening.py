@@ -48,9 +48,9 @@ def harden(
     outputs, until `calibrate`, `set_bounds` or a loaded state sets them.
 
     Parameters are shared with `model`, until the hardened model is moved or cast (as a whole: `hard.half()`);
-    modules and buffers are copies. Activations that cannot be reached, inside an LSTM say, stay as they are
-    and are named in an UnprotectedWarning. Raises TracingError for a
-    model that has no graph, SiteError if there is nothing to bound, RecipeError for unknown names.
+    modules and buffers are copies. Code that could not be seen stays as it is and is named in an
+    UnprotectedWarning. Raises TracingError for a model that has no graph, SiteError if there is nothing to
+    bound, RecipeError for unknown names.
 
     `sites`: which places are bounded: "activations", "linear", "norm", "residual", "logits", several of these, or
     a predicate over sites (see `find_sites`). `example_inputs` and `frontend` are those of `trace`: with inputs, a

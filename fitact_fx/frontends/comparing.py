@@ -8,7 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fitact_fx.ambience import random_states_kept
-from fitact_fx.errors import TracingError
+from fitact_fx.errors import FitactError, TracingError
 from fitact_fx.signature import leaves_of
 
 _TOLERANCE = 1e-3
@@ -24,7 +24,12 @@ def difference(model: Callable[..., Any], graph: Callable[..., Any], arguments: 
     except Exception as error:  # user code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TracingError(f"the model does not take the example inputs: {reason}") from error
-    ours = _results(graph, arguments)
+    try:
+        ours = _results(graph, arguments)
+    except FitactError:  # the graph says itself what it does not stand for
+        raise
+    except Exception as error:  # noqa: BLE001  whatever torch raises where the model raised nothing
+        return f"{type(error).__name__}, {(str(error).strip() or 'no message').splitlines()[0]}"
     if len(ours) != len(theirs):
         return f"{len(ours)} values in place of {len(theirs)}"
     return next((told for pair in zip(ours, theirs, strict=True) if (told := _different(*pair))), None)

@@ -115,19 +115,20 @@ def _quiet() -> Iterator[None]:
 
 def _require_equal(root: nn.Module, traced: TracedModule, inputs: Inputs) -> None:
     """The graph must do what the model does on its examples and, if it takes that, on single samples."""
-    _require_equal_on(root, traced, inputs, inputs.tensors, "on its example inputs")
+    told = difference(owned_copy(root), owned_copy(traced), inputs.bound(inputs.tensors).args)
+    if told:
+        raise _other_results("on its example inputs", told)
     for one in inputs.single_samples():
         try:
-            with torch.no_grad():
-                owned_copy(traced)(*inputs.bound(one).args)
-        except TracingError:  # this graph takes one batch size only, and says so
+            told = difference(owned_copy(root), owned_copy(traced), inputs.bound(one).args)
+        except TracingError:  # the model takes no single sample, or this graph one batch size only, and says so
             return
-        _require_equal_on(root, traced, inputs, one, "on a single sample")
+        if told:
+            raise _other_results("on a single sample", told)
 
 
-def _require_equal_on(
-    root: nn.Module, traced: TracedModule, inputs: Inputs, tensors: dict[str, Tensor], what: str
-) -> None:
-    told = difference(owned_copy(root), owned_copy(traced), inputs.bound(tensors).args)
-    if told:
-        raise TracingError(f"the exported graph does not give the model's own results {what}: {told}")
+def _other_results(on_what: str, told: str) -> TracingError:
+    return TracingError(
+        f"the exported graph does not give the model's own results {on_what}: {told};\n"
+        "  decide on shapes in __init__ and not in forward, and register what forward keeps as a buffer"
+    )

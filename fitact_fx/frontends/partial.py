@@ -41,7 +41,10 @@ def partial(root: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> T
     if before is not None and example_inputs is not None:
         told = difference(before, owned_copy(traced), example_inputs)
         if told:
-            raise TracingError(f"the partial graph does not give the model's own results: {told}")
+            raise TracingError(
+                f"the partial graph does not give the model's own results: {told};\n"
+                "  keep what forward changes in buffers, or trace the parts of the model by themselves"
+            )
     return traced
 
 
