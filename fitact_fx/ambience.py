@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-_DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda")
 
 
 class RandomStates(NamedTuple):
@@ -30,13 +30,13 @@ def _numpy_key() -> bytes:
 
 def autocast_state() -> tuple[object, ...]:
     """Whether autocast is on, and to which type, for each kind of device."""
-    return tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _DEVICES)
+    return tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES)
 
 
 @contextmanager
 def other_autocast() -> Iterator[None]:
     """Autocast is on inside where it was off, and off where it was on: a region that fixes it shows itself."""
-    before = {device: torch.is_autocast_enabled(device) for device in _DEVICES}
+    before = {device: torch.is_autocast_enabled(device) for device in DEVICES}
     try:
         for device, enabled in before.items():
             torch.set_autocast_enabled(device, not enabled)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fitact_fx.errors import CalibrationError
@@ -23,12 +24,14 @@ class Batch(NamedTuple):
 
     def run(self, model: nn.Module) -> Any:
         """The model's output for this batch; a model that overwrites its inputs overwrites copies."""
-        return model(*map(_copied, self.args), **{name: _copied(value) for name, value in self.kwargs.items()})
+        args, kwargs = pytree.tree_map(_copied, (self.args, self.kwargs))
+        return model(*args, **kwargs)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Every input tensor, batch first."""
-        return tuple(value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return tuple(value for value in leaves if isinstance(value, Tensor))
 
     @property
     def size(self) -> int:
@@ -42,7 +45,8 @@ class Batch(NamedTuple):
             return value[kept] if isinstance(value, Tensor) and value.ndim and len(value) == self.size else value
 
         targets = None if self.targets is None else pick(self.targets)
-        return Batch(tuple(map(pick, self.args)), {name: pick(value) for name, value in self.kwargs.items()}, targets)
+        args, kwargs = pytree.tree_map(pick, (self.args, self.kwargs))
+        return Batch(args, kwargs, targets)
 
     def fingerprints(self) -> list[bytes]:
         """One digest per sample, of its input values alone: the same sample has it in any order or batch."""

@@ -23,6 +23,7 @@ from fitact_fx.spec import Spec
 from fitact_fx.traced import nodes_in_call_order
 
 SIDES = ("lower", "upper")
+_PLAIN = "bounds compare dense tensors of real numbers; leave this site out (sites=lambda site: site.name != ...)"
 
 
 class Notice:
@@ -171,9 +172,9 @@ class Bounded(nn.Module):
         if not isinstance(values, Tensor):
             problem = f"its value is a {type(values).__name__} and not a tensor"
             raise self._error(problem, "choose sites whose value is one tensor")
-        if values.is_quantized or values.layout != torch.strided:
-            what = "quantized" if values.is_quantized else str(values.layout).removeprefix("torch.")
-            raise self._error(f"its value is a {what} tensor", "bounds compare plain (dense, floating point) tensors")
+        if values.is_quantized or values.is_complex() or values.layout != torch.strided:
+            what = "quantized" if values.is_quantized else "complex" if values.is_complex() else str(values.layout)
+            raise self._error(f"its value is a {what.removeprefix('torch.')} tensor", _PLAIN)
 
     def _error(self, problem: str, remedy: str) -> SiteError:
         return SiteError(site_message(self.site, self.source, problem, remedy))

@@ -18,7 +18,7 @@ from fitact_fx.calls import BOUNDED, CONTAINED, OPEN, STATUSES, Call, calls_of
 from fitact_fx.errors import TracingError
 from fitact_fx.hardening import bound_sites
 from fitact_fx.naming import activation_names
-from fitact_fx.ownership import owned_copy
+from fitact_fx.ownership import evaluating_copy, owned_copy
 from fitact_fx.places import ACTIVATIONS
 from fitact_fx.sites import SiteRule, find_sites
 from fitact_fx.traced import TracedModule
@@ -97,7 +97,7 @@ def coverage(
         graph_module = model if bounded_sites(model) else _protected(owned_copy(model), sites)  # type: ignore[arg-type]
     else:
         refusals.refuse_other_things(model)
-        own = owned_copy(model).eval()
+        own = evaluating_copy(model)
         graph_module = _protected(trace(own, example_inputs), sites)
     missing, unchecked = _missing(own, graph_module, example_inputs)
     return Coverage(graph_module.frontend, calls_of(graph_module), dict(graph_module.unseen), missing, unchecked)

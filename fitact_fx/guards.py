@@ -1,12 +1,12 @@
 """What an exported graph takes for granted about its inputs, checked whenever it runs."""
 
 import re
-from collections.abc import Container
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fitact_fx.ambience import DEVICES
 from fitact_fx.errors import TracingError
 
 _REMEDY = "trace or harden again with example_inputs of such shapes, with two samples or more"
@@ -26,22 +26,23 @@ class InputGuards(nn.Module):
     `guards` is torch.export's own check of sizes, which goes on alone when the graph is compiled.
     """
 
-    def __init__(self, guards: nn.Module, inputs: tuple[Taken, ...], without_autocast: Container[str]) -> None:
+    def __init__(self, guards: nn.Module, inputs: tuple[Taken, ...]) -> None:
         super().__init__()
         self.guards = guards
         self.inputs = inputs
-        self.without_autocast = without_autocast  # filled while the graph is made
+        self.autocast = {device: torch.is_autocast_enabled(device) for device in DEVICES}
         self._is_impure = True  # its call has no result, and is not dead
 
     def forward(self, *inputs: Tensor) -> None:
+        for device, enabled in self.autocast.items():
+            if torch.is_autocast_enabled(device) != enabled:
+                raise TracingError(
+                    f"this graph was exported with autocast {'on' if enabled else 'off'}, for the types that values "
+                    f"have then;\n  run it so, or trace or harden again {'without' if enabled else 'under'} autocast"
+                )
         if torch.compiler.is_compiling():
             self.guards(*inputs)
             return
-        device = inputs[0].device.type if inputs and isinstance(inputs[0], Tensor) else "cpu"
-        if device in self.without_autocast and torch.is_autocast_enabled(device):
-            raise TracingError(
-                "a part of this model switches autocast off, which its graph does not;\n  run it without"
-            )
         for value, taken in zip(inputs, self.inputs, strict=True):
             if not _fits(value, taken):
                 raise TracingError(

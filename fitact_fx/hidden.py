@@ -11,7 +11,8 @@ from torch.fx import GraphModule, Node
 from fitact_fx.kinds import KINDS
 from fitact_fx.nodes import called_module
 from fitact_fx.source import owner_path, source_line
-from fitact_fx.traced import TracedModule, UnseenCode, joined, nodes_in_call_order, parts
+from fitact_fx.traced import TracedModule, joined, nodes_in_call_order, parts
+from fitact_fx.unseen import UnseenCode
 
 _MODULES = tuple(kind.module for kind in KINDS)
 _WORDS = (

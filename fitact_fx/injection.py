@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import exchanged
-from fitact_fx.errors import FaultError, FitactError, SiteError
+from fitact_fx.errors import FaultError, FitactError, SiteError, site_message
 from fitact_fx.faults.fault_model import FaultModel
 from fitact_fx.faults.formats import Format, as_format
 from fitact_fx.faults.memory import Memory
@@ -97,6 +97,9 @@ class _Trial:
         """Find out the shapes by a run on copies of these inputs, draw, and load."""
         nodes, seen = _nodes(faulty), _activations(faulty, args, kwargs)
         for name in self.names:
+            if name not in seen:
+                remedy = "give inputs that reach it, or leave it out of `at`"
+                raise FaultError(f"{name} did not run on the example inputs;\n  {remedy}")
             shape = seen[name].shape
             elements = prod(shape[1:] if nodes[name].permanent else shape)
             nodes[name].prepare(shape, self.capacity or self.fault.room(name, elements, self.format), seen[name].device)
@@ -143,7 +146,12 @@ def _activations(faulty: GraphModule, args: tuple[Any, ...], kwargs: dict[str, A
 
     def note(node: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(node, Injected)
-        seen[node.name] = _Seen(tuple(output.shape), output.device)
+        now = _Seen(tuple(output.shape), output.device)
+        if seen.setdefault(node.name, now) != now:
+            sizes = f"{seen[node.name].shape} and {now.shape}"
+            raise SiteError(
+                site_message(node.name, node.source, f"it runs at several sizes, {sizes}", "inject elsewhere")
+            )
 
     own = owned_copy(faulty)
     _drop_hooks(own, *(hook for hook in own._forward_pre_hooks.values() if isinstance(hook, _FirstRun)))

@@ -20,7 +20,7 @@ from fitact_fx.hardening import harden
 from fitact_fx.hidden import Limit, hidden_activations, untraced_activations
 from fitact_fx.kinds import FREE
 from fitact_fx.layout import Layout, channel_layouts
-from fitact_fx.ownership import owned_copy
+from fitact_fx.ownership import evaluating_copy
 from fitact_fx.sites import Site, find_sites
 from fitact_fx.tracing import trace
 
@@ -85,7 +85,7 @@ def inspect(model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> 
     """
     counts = [(parameter.numel(), parameter.element_size()) for parameter in model.parameters()]
     weights = sum(count for count, _ in counts), sum(count * width for count, width in counts)
-    own = owned_copy(model).eval()
+    own = evaluating_copy(model)
     try:
         graph_module = trace(own, example_inputs)
     except TracingError as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.dimensions import MOVES, Layout
-from fitact_fx.nodes import argument, called_module, operator_name, owning_module
+from fitact_fx.nodes import argument, called_module, called_name, operator_name, owning_module
 from fitact_fx.recurrence import recurrent_call
 from fitact_fx.spellings import kind_of
 from fitact_fx.traced import nodes_in_call_order
@@ -118,6 +118,8 @@ def _carried(node: Node, layouts: Layouts) -> Layout | None:
     if name in ("softmax", "_softmax") and _is_over_last(node) and _of_input(node, layouts) is None:
         # Attention weights (N, heads, T, S) are told apart by their heads; another rank is refused when it is seen.
         return Layout(1, 4)
+    if name in _PRODUCTS:
+        return _of_product(node)
     if name in _ELEMENTWISE:
         return _agreed(node, layouts)
     source = next(iter(node.all_input_nodes), None)
@@ -138,6 +140,17 @@ _KEEPING = frozenset(
 )
 
 
+_PRODUCTS = frozenset("matmul bmm scaled_dot_product_attention".split())
+
+
+def _of_product(node: Node) -> Layout | None:
+    """Behind a product with a Parameter the channel is last; values of attention are told apart by their heads."""
+    if any(each.op == "get_attr" for each in node.all_input_nodes):
+        return Layout(-1)
+    shape = node.meta.get("shape")
+    return Layout(1, 4) if shape is None or len(shape) == 4 else None
+
+
 def _resized(node: Node, layouts: Layouts) -> Layout | None:
     layout = _of_input(node, layouts)
     return None if layout is None else replace(layout, size=None)
@@ -155,6 +168,9 @@ def _is_over_last(node: Node) -> bool:
 def _agreed(node: Node, layouts: Layouts) -> Layout | None:
     """Elementwise operators and cat: all inputs that matter have the channel in the same place."""
     operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+    from_end = any((layout := layouts.get(operand)) is not None and layout.dim < 0 for operand in operands)
+    if from_end:  # broadcasting lines up from the end, so an input of the network cannot move it
+        operands = [each for each in operands if not _is_input(each) or layouts.get(each) is not None]
     known = [layouts.get(operand) for operand in operands]
     first = known[0] if known else None
     constants = [_rank(operand) for operand in node.all_input_nodes if operand.op == "get_attr"]
@@ -168,6 +184,12 @@ def _agreed(node: Node, layouts: Layouts) -> Layout | None:
     # A size of 1 may have been broadcast to another.
     size = first.size if len(sizes) == 1 and first.size != 1 and operator_name(node) != "cat" else None
     return Layout(first.dim, first.rank if known_rank and len(ranks) == 1 else None, size)
+
+
+def _is_input(node: Node) -> bool:
+    """An argument of the network, as it is or laid out densely."""
+    source = node.args[0] if called_name(node) == "contiguous" else node
+    return isinstance(source, Node) and source.op == "placeholder"
 
 
 def _in_same_place(one: Layout, other: Layout) -> bool:

@@ -21,7 +21,8 @@ from fitact_fx.recurrence import recurrent_call, state_name
 from fitact_fx.signature import CHECKS
 from fitact_fx.source import owner_path
 from fitact_fx.spellings import is_listed, kind_of
-from fitact_fx.traced import UnseenCode, joined, nodes_in_call_order
+from fitact_fx.traced import joined, nodes_in_call_order
+from fitact_fx.unseen import UnseenCode
 
 # What gives a size, a flag, several tensors or nothing. What else gives no tensor shows when the model runs.
 _NO_TENSORS = frozenset(

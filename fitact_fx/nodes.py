@@ -79,6 +79,17 @@ def overwrites_input(node: Node) -> bool:
     return bool(argument(node, inplace_position(node), "inplace")) or node.kwargs.get("out") is not None
 
 
+def is_foreign(node: Node) -> bool:
+    """Whether this calls code that is neither torch's nor ours, as one node: it may do anything, also to its inputs."""
+    if node.op == "call_module":
+        owner = type(called_module(node)).__module__
+    elif node.op == "call_function" and isinstance(node.target, FunctionType):
+        owner = node.target.__module__
+    else:
+        return False
+    return not f"{owner}.".startswith(("torch.", "fitact_fx."))
+
+
 def free_name(wanted: str, taken: Container[str], reserved: Container[str] = ()) -> str:
     """`relu`, or if that is taken the first of `relu_1`, `relu_2`, ... that is neither taken nor reserved."""
     if wanted not in taken:

@@ -49,6 +49,26 @@ def _can_be_copied(value: object, memo: dict[int, Any]) -> bool:
     return True
 
 
+def evaluating_copy(model: nn.Module) -> nn.Module:
+    """An owned copy in evaluation mode, whatever the model's own `train` does to the Parameters, which are shared."""
+    own = owned_copy(model)
+    with trainability_kept(model):
+        own.eval()
+    return own
+
+
+@contextmanager
+def trainability_kept(model: nn.Module) -> Iterator[None]:
+    """The Parameters are the user's: each has behind it the `requires_grad` that it had."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    finally:
+        for parameter, required in before.items():
+            if parameter.requires_grad != required:
+                parameter.requires_grad = required
+
+
 @contextmanager
 def as_before_if_it_fails(root: nn.Module) -> Iterator[None]:
     """If what is done inside raises, every module of `root` has the attributes that it had.

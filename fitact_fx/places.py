@@ -1,6 +1,5 @@
 """What a call is in the graph: an activation, a linear layer, a norm, a residual sum, or what the model returns."""
 
-import dataclasses
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,8 @@ from torch.fx import GraphModule, Node
 from fitact_fx.kinds import KINDS, RECURRENT
 from fitact_fx.nodes import argument, called_module, called_name, is_attention, operator_name
 from fitact_fx.spellings import kind_of
-from fitact_fx.traced import TracedModule, UnseenCode, nodes_in_call_order
+from fitact_fx.traced import TracedModule, nodes_in_call_order
+from fitact_fx.unseen import UnseenCode
 
 ACTIVATIONS, LINEAR, NORM, RESIDUAL, LOGITS = NAMES = ("activations", "linear", "norm", "residual", "logits")
 
@@ -108,10 +108,12 @@ def _returned(graph_module: GraphModule) -> Iterator[Node]:
     while pending:
         value = pending.pop()
         if isinstance(value, Node):
-            if isinstance(value.target, type) and dataclasses.is_dataclass(value.target):
+            if isinstance(value.target, type):  # a dataclass or another container is made
                 pending.extend((*value.args, *value.kwargs.values()))
             elif called_name(value) == "copy_":  # a value that is written back into memory that others read
                 pending.append(value.args[1])
+            elif called_name(value) == "type_as":  # one that was computed in place keeps its type
+                pending.append(value.args[0])
             else:
                 yield value
         elif isinstance(value, dict):

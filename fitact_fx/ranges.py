@@ -67,7 +67,8 @@ def observed_ranges(hard: nn.Module, data: object) -> dict[str, Range]:
             _refuse_overflow(ranges, number)
     for name, seen in ranges.items():
         if seen.high is None:
-            problem, remedy = "it did not run on any batch", "calibrate with data that reaches it"
+            problem = "it did not run on any batch"
+            remedy = "calibrate with data that reaches it, or harden without it (sites=lambda site: site.name != ...)"
             raise CalibrationError(site_message(name, seen.bounded.source, problem, remedy))
     return ranges
 

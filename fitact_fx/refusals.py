@@ -8,6 +8,7 @@ from inspect import Parameter as Argument
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.nn.parameter import is_lazy
 
 from fitact_fx.errors import TracingError
 from fitact_fx.source import describe, is_torch, owner_path, source_line
@@ -30,6 +31,9 @@ def refuse_other_things(model: object) -> None:
             )
         if "_orig_mod" in module._modules:
             raise TracingError(f"{what} is compiled already;\n  pass the original, and compile the result")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise TracingError(f"{name} has no shape yet;\n  run the model once on a batch, which gives it one")
     if "forward" in vars(model):
         raise TracingError(
             f"the forward of this {type(model).__name__} was replaced on the object, where tracing does not look;\n"

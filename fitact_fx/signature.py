@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from inspect import Parameter as Argument
 from typing import Any
@@ -34,6 +35,15 @@ def require_same(value: object, fixed: object, name: str) -> None:
         )
 
 
+def require_given(value: object, _: None, name: str) -> None:
+    """Stands in the graph behind an argument that forward asks about: it was answered as for a tensor."""
+    if not isinstance(value, Tensor):
+        raise TracingError(
+            f"argument {name!r} is {value!r}, and the graph was made for a tensor there;\n"
+            f"  trace or harden again with example_inputs that have {value!r} for {name!r}"
+        )
+
+
 def require_contents(value: Any, contents: object, name: str) -> None:
     """Stands in the graph behind a container: as long as in the example inputs, a dict with the same keys."""
     if contents_of(value) != contents:
@@ -49,7 +59,7 @@ def contents_of(container: Any) -> object:
     return list(container) if isinstance(container, dict) else len(container)
 
 
-CHECKS = (require_default, require_same, require_contents)
+CHECKS = (require_default, require_same, require_given, require_contents)
 """Calls in a graph that check an argument and give nothing."""
 
 
@@ -82,6 +92,8 @@ def leaves_of(value: Any, take: Callable[[Any], Any]) -> Any:
     """
     if isinstance(value, Built):
         return Built(value.type, {name: leaves_of(each, take) for name, each in value.fields.items()})
+    if isinstance(value, OrderedDict) and not dataclasses.is_dataclass(value):
+        return Built(type(value), {key: leaves_of(each, take) for key, each in value.items()})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
         return Built(type(value), {name: leaves_of(each, take) for name, each in fields.items()})
@@ -95,16 +107,21 @@ def leaves_of(value: Any, take: Callable[[Any], Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A dataclass to be made from its fields when the graph runs."""
+    """A dataclass to be made from its fields when the graph runs, or a dict of another type from its items."""
 
     type: type
     fields: Mapping[str, Any]
+
+    def arguments(self, fields: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the type is called with to make it of these."""
+        return ((), fields) if dataclasses.is_dataclass(self.type) else (([*fields.items()],), {})
 
 
 def made(value: Any) -> Any:
     """`value` with every `Built` made into its dataclass."""
     if isinstance(value, Built):
-        return value.type(**{name: made(each) for name, each in value.fields.items()})
+        args, named = value.arguments({name: made(each) for name, each in value.fields.items()})
+        return value.type(*args, **named)
     if isinstance(value, dict):
         return {key: made(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
@@ -116,8 +133,9 @@ def made(value: Any) -> Any:
 def as_argument(graph: Graph, value: Any) -> Any:
     """What `leaves_of` gave, with nodes for leaves, as an argument of a node of `graph`."""
     if isinstance(value, Built):
-        fields = {name: as_argument(graph, each) for name, each in value.fields.items()}
-        return graph.call_function(value.type, (), fields)
+        return graph.call_function(
+            value.type, *value.arguments({name: as_argument(graph, each) for name, each in value.fields.items()})
+        )
     if isinstance(value, dict):
         return {key: as_argument(graph, each) for key, each in value.items()}
     if isinstance(value, tuple | list):

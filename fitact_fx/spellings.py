@@ -122,7 +122,7 @@ def _written_out(node: Node) -> Kind | None:
 def _is_self_gated(node: Node) -> bool:
     if operator_name(node) not in ("mul", "imul"):
         return False
-    operands = [each for each in node.args[:2] if isinstance(each, Node)]
+    operands = [_written_back_to(each) for each in node.args[:2] if isinstance(each, Node)]
     if len(operands) < 2:
         return False
     sources = {each for operand in operands for each in (operand, *operand.all_input_nodes[:1])}
@@ -131,6 +131,13 @@ def _is_self_gated(node: Node) -> bool:
         if all(names is not None for names in inside) and any(_GATES.intersection(names or ()) for names in inside):
             return True
     return False
+
+
+def _written_back_to(node: Node) -> Node:
+    """The value whose copy this is, made by `passes.functionalising` for an operator that used to work in place."""
+    while called_name(node) == "copy_" and isinstance(node.args[1], Node):
+        node = node.args[1]
+    return node
 
 
 def _between(node: Node, source: Node) -> set[str] | None:

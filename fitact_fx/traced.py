@@ -6,7 +6,6 @@ traced models of their own, called *parts* here. Whoever reads or rewrites a gra
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from inspect import Parameter as Argument
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,7 +15,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from fitact_fx.errors import TracingError
 from fitact_fx.nodes import free_name, owning_module
-from fitact_fx.ownership import skeleton
+from fitact_fx.ownership import skeleton, trainability_kept
+from fitact_fx.unseen import UnseenCode
 
 _HOOKS = (
     "_forward_hooks",
@@ -85,7 +85,8 @@ class TracedModule(GraphModule):
                 module.training = not mode
         for module in self.children():
             if isinstance(module, UnseenCode):
-                module.root.train(mode)  # which may be the model's own, and keep some modules in another mode
+                with trainability_kept(self):
+                    module.root.train(mode)  # the model's own, which may keep some modules in another mode
         return self
 
     def require(self, mode: bool) -> None:
@@ -142,50 +143,6 @@ class TracedModule(GraphModule):
             if isinstance(module, UnseenCode):
                 module.join(copied)
         return copied
-
-
-class UnseenCode(nn.Module):
-    """Runs a root module's own `forward`, which could not be seen, over the children of the traced model.
-
-    It holds no Parameter, buffer or child under names of its own: those are the traced model's, so that
-    every name stays what it is in the user's model. It is called with one value per argument of that forward.
-    """
-
-    def __init__(self, root: nn.Module, arguments: tuple[tuple[str, Any], ...]) -> None:
-        super().__init__()
-        self._root = (root,)  # in a tuple, so that its tensors are registered once
-        self.arguments = arguments
-        self._is_impure = True  # nobody knows what its code does besides returning a value
-
-    @property
-    def root(self) -> nn.Module:
-        """The module whose code runs."""
-        return self._root[0]
-
-    def forward(self, *values: Any) -> Any:
-        positional: list[Any] = []
-        named: dict[str, Any] = {}
-        for (name, kind), value in zip(self.arguments, values, strict=True):
-            if kind is Argument.VAR_POSITIONAL:
-                positional.extend(value)
-            elif kind is Argument.VAR_KEYWORD:
-                named.update(value)
-            elif kind is Argument.KEYWORD_ONLY:
-                named[name] = value
-            else:
-                positional.append(value)
-        self.root.training = self.training
-        return self.root(*positional, **named)
-
-    def join(self, traced: nn.Module) -> None:
-        """Let the code read the tensors and children of `traced` as its own."""
-        own = vars(self.root)
-        own["_parameters"], own["_buffers"] = traced._parameters, traced._buffers
-        for name in own["_modules"]:
-            own["_modules"][name] = traced._modules[name]
-
-    def extra_repr(self) -> str:
-        return type(self.root).__name__
 
 
 def parts(model: nn.Module) -> dict[str, TracedModule]:

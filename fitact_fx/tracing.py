@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fitact_fx import refusals
 from fitact_fx.errors import RecipeError, TracingError, known
+from fitact_fx.frontends.comparing import difference
 from fitact_fx.frontends.exported import exported
+from fitact_fx.frontends.inputs import bound_arguments
 from fitact_fx.frontends.partial import partial
 from fitact_fx.frontends.symbolic import symbolic
 from fitact_fx.ownership import owned_copy
@@ -34,9 +36,10 @@ def trace(
     Values are the model's; a `torch.no_grad` region in forward is not kept, so gradients also flow there.
 
     `example_inputs`: a tuple of positional inputs (or one tensor), in which arguments may be left out at the end.
-    With them, a model that cannot be traced symbolically is exported: its arguments are then fixed to what they
-    are there, tensors excepted, and so are the sizes that the model does not let vary. `frontend` forces "symbolic",
-    "export" (which needs `example_inputs`) or "partial" (whose `.unseen` says what could not be traced, and why).
+    With them an argument that is None, a flag, a number or a string is fixed to what it is there, the graph is
+    compared with the model on them, and a model that cannot be traced symbolically is exported: then the sizes
+    that the model does not let vary are fixed as well. `frontend` forces "symbolic", "export" (which needs
+    `example_inputs`) or "partial" (whose `.unseen` says what could not be traced, and why).
 
     Raises TracingError, with the module and the user's line, for what no graph can express.
     """
@@ -50,10 +53,11 @@ def trace(
         raise TracingError(
             'the front end "export" runs the model;\n  give example_inputs, a tuple of positional inputs'
         )
+    given = {} if inputs is None else bound_arguments(model, inputs).arguments
     ways: dict[str, Callable[[nn.Module], TracedModule]] = {
-        "symbolic": symbolic,
+        "symbolic": lambda root: _like_the_model(symbolic(root, given), model, inputs),
         "export": lambda root: exported(root, inputs or ()),
-        "partial": lambda root: partial(root, inputs),
+        "partial": lambda root: partial(root, given, inputs),
     }
     if frontend is not None:
         return ways[frontend](owned_copy(model))
@@ -68,11 +72,24 @@ def trace(
     raise _no_way(reasons) from reasons["symbolic"]
 
 
+def _like_the_model(traced: TracedModule, model: nn.Module, inputs: tuple[Any, ...] | None) -> TracedModule:
+    """The graph, if it gives what the model gives on its example inputs: code may ask what no stand-in answers."""
+    told = None if inputs is None else difference(owned_copy(model), owned_copy(traced), inputs)
+    if told:
+        raise TracingError(
+            f"the traced graph does not give the model's own results on the example inputs: {told};\n"
+            "  decide on shapes and options in __init__ and not on arguments in forward"
+        )
+    return traced
+
+
 def _no_way(reasons: dict[str, TracingError]) -> TracingError:
     """The reason of the symbolic front end, which names the user's line, and what the others add to it."""
     first = reasons["symbolic"]
     if "export" not in reasons:
         hint = "or give example_inputs: torch.export follows code that depends on them"
         return TracingError(f"{first},\n  {hint}", first.module)
-    exporting = str(reasons["export"]).replace("\n", "\n  ")
-    return TracingError(f"{first}\n  and with the example inputs: {exporting}", first.module)
+    told = [f"{first}"]
+    for name, what in (("export", "exported"), ("partial", "traced in part")):
+        told.append(f"{what}: {reasons[name]}".replace("\n", "\n  "))
+    return TracingError("\n  ".join(told), first.module)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError
-from fitact_fx.ownership import owned_copy
+from fitact_fx.ownership import evaluating_copy
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def verify(model: nn.Module, hard: nn.Module, inputs: Inputs) -> Verification:
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
     args = () if named else inputs if isinstance(inputs, tuple) else (inputs,)
     counts: dict[str, int] = {}
-    twin = owned_copy(hard).eval()
+    twin = evaluating_copy(hard)
     for bounded in bounded_sites(twin).values():
         bounded.register_forward_hook(_counter(counts))
         bounded.notice.given = True
-    expected = _outputs(owned_copy(model).eval(), args, named)
+    expected = _outputs(evaluating_copy(model), args, named)
     got = _outputs(twin, args, named)
     largest = max((_difference(a, b) for a, b in zip(expected, got, strict=False)), default=0.0)
     if len(expected) != len(got):

@@ -13,8 +13,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from fitact_fx.aliasing import sharing_memory
 from fitact_fx.bounded import Bounded
-from fitact_fx.nodes import called_module, operator_name, overwrites_input
-from fitact_fx.traced import TracedModule, UnseenCode, nodes_in_call_order
+from fitact_fx.nodes import called_module, is_foreign, operator_name, overwrites_input
+from fitact_fx.traced import TracedModule, nodes_in_call_order
+from fitact_fx.unseen import UnseenCode
 
 FEW = 3
 """So many bounds are named where a value is stopped by several."""
@@ -44,8 +45,8 @@ class Ways:
         nodes = [node for _, node in nodes_in_call_order(graph_module)]
         found = {node: [user for user in node.users if _takes_values(user, node)] for node in nodes}
         for node in nodes:
-            if overwrites_input(node):
-                found[node].extend(_later_readers(node, graph_module.graph))
+            for written in _written_by(node):
+                found[node].extend(_later_readers(node, written, graph_module.graph))
             for part in parts_around(node):
                 found[next(reversed(part.graph.nodes))].append(node)
         return cls({node: tuple(taken) for node, taken in found.items()}, next(reversed(graph_module.graph.nodes)))
@@ -125,15 +126,20 @@ def _takes_values(user: Node, source: Node) -> bool:
     return True
 
 
-def _later_readers(writer: Node, root: Graph) -> Iterator[Node]:
-    """Who reads, behind this node, memory that it overwrites.
+def _written_by(node: Node) -> Iterator[Node]:
+    """The inputs whose memory this call changes; a user's code that is one node may change any."""
+    if is_foreign(node):
+        yield from node.all_input_nodes
+    elif overwrites_input(node):
+        out = node.kwargs.get("out")
+        yield from [out] if isinstance(out, Node) else node.all_input_nodes[:1]
+
+
+def _later_readers(writer: Node, written: Node, root: Graph) -> Iterator[Node]:
+    """Who reads, behind `writer`, the memory of `written`, which it changes.
 
     A buffer is still as it was left when the model runs again. An argument of a part belongs to the code around it.
     """
-    out = writer.kwargs.get("out")
-    written = out if isinstance(out, Node) else next(iter(writer.all_input_nodes), None)
-    if written is None:
-        return
     end = next(reversed(writer.graph.nodes))
     group = sharing_memory(written, end, overwrites_input)
     stays = any(member.op == "get_attr" for member in group)

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 
 from fitact_fx.aliasing import sharing_memory
 from fitact_fx.errors import SiteError, site_message
+from fitact_fx.kinds import SELF_GATED
 from fitact_fx.nodes import argument, inplace_position, overwrites_input
 from fitact_fx.places import ACTIVATIONS
 from fitact_fx.sites import Site, find_sites
@@ -54,6 +55,8 @@ class Functionalise:
             _redirect_later_readers(site.node, overwrites)
             pending.remove(site.node)
             out_of_place(site.node)
+            if ACTIVATIONS not in site.places or site.kind == SELF_GATED.name:
+                _keep_type(site.node)
         return tuple(site.name for site in sites)
 
     def _is_meant(self, site: Site) -> bool:
@@ -79,6 +82,14 @@ def _redirect_later_readers(node: Node, overwrites: Callable[[Node], bool]) -> N
         source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     elif later or outside:
         _write_back(node, source)
+
+
+def _keep_type(node: Node) -> None:
+    """What is computed in place keeps its type; out of place, a sum has the wider one of its operands."""
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_method("type_as", (node, node.all_input_nodes[0]))
+    cast.meta = dict(node.meta)
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
 
 
 def _write_back(node: Node, source: Node) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
@@ -18,9 +19,9 @@ from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
 from fitact_fx.guards import InputGuards
 from fitact_fx.modes import ModeConstant
-from fitact_fx.nodes import called_module, overwrites_input, owning_module
+from fitact_fx.nodes import called_module, is_foreign, overwrites_input, owning_module
 from fitact_fx.policies import Zero
-from fitact_fx.signature import CHECKS, require_contents, require_default
+from fitact_fx.signature import CHECKS, require_contents, require_default, require_given
 from fitact_fx.spellings import kind_of
 from fitact_fx.traced import TracedModule, nodes_in_call_order, parts
 
@@ -75,8 +76,8 @@ class Lower:
 
 
 def _has_effects(node: Node) -> bool:
-    """A write into memory that others read is not dead, even if nobody reads its own result; nor is unseen code."""
-    unseen = node.op == "call_module" and bool(parts(called_module(node)))
+    """A write into memory that others read is not dead, even if nobody reads its own result; nor is a user's code."""
+    unseen = is_foreign(node) or (node.op == "call_module" and bool(parts(called_module(node))))
     return unseen or node.is_impure() or overwrites_input(node)
 
 
@@ -154,6 +155,8 @@ def _plain_check(node: Node) -> None:
     value, default, name = node.args
     with node.graph.inserting_before(node):
         compare = operator.is_ if default is None else operator.eq
+        if node.target is require_given:
+            compare = operator.is_not
         if node.target is require_contents:
             value = node.graph.call_function(list if isinstance(default, list) else len, (value,))
         same = node.graph.call_function(compare, (value, default))
@@ -186,24 +189,28 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
     torch.compile's.
     Raises SiteError if a bound is not set, TracingError if `hard` cannot be put in evaluation mode.
     """
-    from fitact_fx.ownership import owned_copy
+    from fitact_fx.ownership import evaluating_copy
     from fitact_fx.passes import apply
 
     if not bounded_sites(hard):
         raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  lower what fitact_fx.harden returned")
     if isinstance(example_inputs, Tensor):
         example_inputs = (example_inputs,)
-    own = owned_copy(hard).eval()
+    own = evaluating_copy(hard)
     for bounded in bounded_sites(own).values():
         _refuse_unset(bounded)
+
     # The model may overwrite what it is called with, and these are the user's.
-    example_inputs = tuple(each.clone() if isinstance(each, Tensor) else each for each in example_inputs)
-    apply(own, Lower(_types_seen(own, example_inputs)))  # type: ignore[arg-type]
+    def copies() -> tuple[Any, ...]:
+        cloned: Any = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, example_inputs)
+        return tuple(cloned)
+
+    apply(own, Lower(_types_seen(own, copies())))  # type: ignore[arg-type]
     unseen = isinstance(hard, TracedModule) and bool(hard.unseen)
     # Code that could not be seen may break the compiled graph, and holds parts that are graphs of their own.
     plain = own if unseen else GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
     plain.meta["lowered"] = True  # type: ignore[index,operator]  # its bounds are constants of comparisons now
     compiled = torch.compile(plain, backend=backend, fullgraph=not unseen)
     with torch.no_grad():
-        compiled(*example_inputs)
+        compiled(*copies())
     return compiled

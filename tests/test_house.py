@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 # Each line imports only from lines above it. A name is a module of fitact_fx or a whole folder; inside a
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
-errors nodes source
-ownership
+errors nodes source ambience
+ownership unseen
 granularity policies batches statistics dimensions traced
 spec holdout
 bounded injected
@@ -28,7 +28,7 @@ recurrence
 spellings
 naming refusals
 places layout aliasing
-sites ambience hidden ways
+sites hidden ways
 frontends calls
 call_table tracing faults ranges points
 passes learning hit_words

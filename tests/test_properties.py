@@ -34,6 +34,7 @@ PROFILE = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     database=None,
 )
+QUICK = settings(PROFILE, max_examples=max(3, EXAMPLES // 4))
 SLOW = settings(PROFILE, max_examples=max(3, EXAMPLES // 8))  # each example takes a second
 
 NETWORKS = architectures(max_steps=12)
@@ -123,6 +124,38 @@ def calibrated(model, inputs, granularity="neuron", **options):
         else:
             return hard
     return None
+
+
+class Caller(torch.nn.Module):
+    """Calls a model by code that looks at values, which no graph can hold."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, *inputs):
+        if inputs[0].isinf().all():
+            raise ValueError("infinite inputs")
+        return self.body(*inputs)
+
+
+@QUICK
+@given(NETWORKS, GRANULARITIES, st.sampled_from(("activations", "linear", "residual", NAMES)))
+def test_a_model_that_is_called_by_code_that_was_not_seen_stays_what_it_was(architecture, granularity, sites):
+    for training in (False, True):
+        model, inputs = Caller(architecture.module()).train(training), architecture.inputs()
+        try:
+            hard = hardened(model, granularity=granularity, sites=sites, frontend="partial")
+        except TracingError as error:
+            assert "no part of this model could be traced" in str(error)  # noqa: PT017
+            return
+        if hard is None:
+            return
+        assert hard.unseen.keys() == {""}
+        inside = hardened(architecture.module().train(training), granularity=granularity, sites=sites)
+        assert list(bounded_sites(hard)) == [f"body.{name}" for name in bounded_sites(inside)]
+        fitact_fx.set_bounds(hard, INFINITE)
+        assert equal(run(hard, inputs), run(copy.deepcopy(model), inputs))
 
 
 @PROFILE

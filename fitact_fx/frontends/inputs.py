@@ -13,6 +13,18 @@ from fitact_fx.guards import Taken
 from fitact_fx.signature import CONSTANTS, leaves_of, made
 
 
+def bound_arguments(model: nn.Module, example_inputs: tuple[Any, ...]) -> inspect.BoundArguments:
+    """Which argument of the model's `forward` each of these is; TracingError if it does not take them."""
+    signature = inspect.signature(model.forward)
+    try:
+        return signature.bind(*example_inputs)
+    except TypeError as error:
+        raise TracingError(
+            f"forward does not take these example inputs: {error};\n"
+            f"  give a tuple of positional inputs for {type(model).__name__}.forward{signature}"
+        ) from error
+
+
 class Place:
     """Where a tensor stands, by name."""
 
@@ -35,19 +47,12 @@ class Inputs:
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: tuple[Any, ...]) -> "Inputs":
-        signature = inspect.signature(model.forward)
-        try:
-            bound = signature.bind(*example_inputs)
-        except TypeError as error:
-            raise TracingError(
-                f"forward does not take these example inputs: {error};\n"
-                f"  give a tuple of positional inputs for {type(model).__name__}.forward{signature}"
-            ) from error
+        bound = bound_arguments(model, example_inputs)
         tensors: dict[str, Tensor] = {}
         arguments: dict[str, Any] = {}
         for name, value in bound.arguments.items():
             arguments[name] = leaves_of(value, lambda leaf, name=name: _leaf(leaf, name, tensors))  # type: ignore[misc]
-        return cls(signature, arguments, _with_two_samples(tensors))
+        return cls(bound.signature, arguments, _with_two_samples(tensors))
 
     @property
     def taken(self) -> tuple[Taken, ...]:

@@ -6,6 +6,8 @@ children looked at. A child stays also where the unseen code does more with it t
 it may get arguments other than those it was traced with.
 """
 
+from collections.abc import Mapping
+from types import CellType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -14,26 +16,31 @@ from torch.fx import Graph
 from fitact_fx.errors import TracingError
 from fitact_fx.frontends.attention import LAYERS
 from fitact_fx.frontends.comparing import difference
-from fitact_fx.frontends.symbolic import symbolic
-from fitact_fx.frontends.uses import asks_about_arguments, more_than_called
+from fitact_fx.frontends.symbolic import NOTHING, symbolic
+from fitact_fx.frontends.uses import more_than_called, questions
 from fitact_fx.kinds import module_kind
 from fitact_fx.ownership import as_before_if_it_fails, owned_copy
 from fitact_fx.places import is_one_operator, places
 from fitact_fx.refusals import refuse_hooks
 from fitact_fx.signature import arguments_of, placeholders
-from fitact_fx.traced import ANY_MODE, TracedModule, UnseenCode
+from fitact_fx.traced import ANY_MODE, TracedModule
+from fitact_fx.unseen import UnseenCode
 
 _CODE = "unseen_code"
 
 
-def partial(root: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> TracedModule:
+def partial(
+    root: nn.Module, given: Mapping[str, Any] = NOTHING, example_inputs: tuple[Any, ...] | None = None
+) -> TracedModule:
     """The graph of `root`, a copy that owns its modules, with calls of the modules that could not be traced.
 
-    The first cause is the reason that `unseen` gives for each. Raises TracingError with that reason if nothing in
-    the model could be traced, and if the result does not give the model's outputs on `example_inputs`.
+    `given` are the arguments in an example, see `symbolic`. `unseen` of the result gives for each such module the
+    first cause. Raises TracingError with that cause if nothing in the model could be traced, and if the result
+    does not give the model's outputs on `example_inputs`.
     """
+    _refuse_functions_over_modules(root)
     before = owned_copy(root) if example_inputs is not None else None
-    traced = _Partial().trace(root)
+    traced = _Partial().trace(root, given)
     if traced.unseen and not places(traced):
         raise TracingError(
             "no part of this model could be traced:\n  " + next(iter(traced.unseen.values())).replace("\n", "\n  ")
@@ -48,6 +55,25 @@ def partial(root: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> T
     return traced
 
 
+def _refuse_functions_over_modules(root: nn.Module) -> None:
+    """Python does not copy functions: one that holds a module holds the user's, and would run that."""
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType) and any(_holds_module(each) for each in value.__closure__ or ()):
+                raise TracingError(
+                    f"attribute {name!r} of {path or 'the model itself'} is a function that holds a module;\n"
+                    "  make it a method, or give the function the module as an argument",
+                    path,
+                )
+
+
+def _holds_module(cell: CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, nn.Module)
+    except ValueError:  # nothing in it
+        return False
+
+
 class _Partial:
     """One copy of a model on its way to be partially traced. A module that is used in several places is traced once."""
 
@@ -55,9 +81,9 @@ class _Partial:
         self.made: dict[nn.Module, nn.Module] = {}
         self.reasons: dict[nn.Module, str] = {}
 
-    def trace(self, root: nn.Module) -> TracedModule:
+    def trace(self, root: nn.Module, given: Mapping[str, Any]) -> TracedModule:
         """The graph of `root`, with calls of what could not be traced, whose children are graphs where they can be."""
-        traced = self._seen(root)
+        traced = self._seen(root, given)
         if traced is None:
             self._replace_children(root)
             traced = _around(root)
@@ -68,13 +94,13 @@ class _Partial:
         traced.meta |= {"unseen": unseen, "frontend": "partial"}
         return traced
 
-    def _seen(self, root: nn.Module) -> TracedModule | None:
+    def _seen(self, root: nn.Module, given: Mapping[str, Any] = NOTHING) -> TracedModule | None:
         """The graph of `root`, which calls whole what cannot be traced; None, with the reason noted, if that is all."""
         unseen: dict[str, str] = {}
         while True:
             try:
                 with as_before_if_it_fails(root):
-                    traced = symbolic(root, unseen)
+                    traced = symbolic(root, given, unseen)
             except TracingError as error:
                 path = error.module or ""
                 if not path or path in unseen:
@@ -139,9 +165,10 @@ def _obstacle(child: nn.Module) -> str | None:
         optional = [name for name, each in arguments_of(child).items() if each.default is not each.empty]
         if optional:
             return f"code that was not seen may give it {optional[0]!r}, which tracing would fix"
-        asked = asks_about_arguments(child)
-        if asked is not None:
-            return f"its code decides by what it is called with: {asked}"
+        asked = questions(child)
+        if asked is None or asked:
+            how = "its source cannot be read" if asked is None else next(iter(asked.values()))
+            return f"its code may decide by what it is called with: {how}"
     try:
         refuse_hooks("it", child)
     except TracingError as error:

@@ -1,5 +1,6 @@
 """From an exported program to a graph with the model's own signature, over the model's own tree of names."""
 
+import dataclasses
 import operator
 import warnings
 from collections.abc import Mapping
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from fitact_fx.aliasing import is_overwritten
 from fitact_fx.errors import TracingError
 from fitact_fx.frontends.inputs import Inputs, Place, filled
 from fitact_fx.guards import InputGuards
-from fitact_fx.nodes import overwrites_input
 from fitact_fx.places import is_one_operator
 from fitact_fx.signature import (
     CHECKS,
@@ -46,9 +47,24 @@ def rebuilt(root: nn.Module, program: ExportedProgram, inputs: Inputs, results: 
     leaves = frozenset([root.get_submodule(_GUARDS)] if _GUARDS in root._modules else [])
     traced = TracedModule.build(root, graph, leaves, type(root).__name__, _EVALUATION)
     traced.meta |= {"frontend": "export", "fixed_type": _example_of_type(root, inputs)}
+    for node in rebuilding.given:
+        _lay_out(node)
     traced.graph.lint()
     traced.recompile()
     return traced
+
+
+def _lay_out(given: Node) -> None:
+    """The operators are those for dense inputs: a view of one in another layout could not be taken."""
+    if is_overwritten(given):
+        return  # the caller is to see what is written
+    users = [user for user in given.users if user.op != "call_module" and user.target not in CHECKS]
+    after = next((user for user in given.users if user.op == "call_module"), given)
+    with given.graph.inserting_after(after):
+        dense = given.graph.call_method("contiguous", (given,))
+    dense.meta = dict(given.meta)
+    for user in users:
+        user.replace_input_with(given, dense)
 
 
 class _Rebuilding:
@@ -61,7 +77,7 @@ class _Rebuilding:
         self.constants: dict[str, Tensor] = {}
         self.known: dict[Node, Any] = {}
         self.regions: dict[Node, GraphModule] = {}
-        self.without_autocast: set[str] = set()
+        self.given: list[Node] = []
         first = {module: name for name, module in root.named_modules()}  # a module may have several names
         self.paths = {name: first[module] for name, module in root.named_modules(remove_duplicate=False)}
 
@@ -77,30 +93,17 @@ class _Rebuilding:
                 self.graph.output(as_argument(self.graph, filled(results, returned)))
             else:
                 self._copy(node, flat)
-        for node in tensors.values():
-            self._lay_out(node)
+        self.given = list(tensors.values())
         for node in reversed(self.graph.nodes):
             if node.target is operator.getitem and not node.users:  # what a recurrent layer gives and nobody takes
                 self.graph.erase_node(node)
         return self.graph
 
-    def _lay_out(self, given: Node) -> None:
-        """The operators are those for dense inputs: a view of one in another layout could not be taken."""
-        users = [user for user in given.users if user.op != "call_module" and user.target not in CHECKS]
-        if any(overwrites_input(user) and user.args[0] is given for user in users if user.op != "output"):
-            return  # the caller is to see what is written
-        after = next((user for user in given.users if user.op == "call_module"), given)
-        with self.graph.inserting_after(after):
-            dense = self.graph.call_method("contiguous", (given,))
-        dense.meta = dict(given.meta)
-        for user in users:
-            user.replace_input_with(given, dense)
-
     def _copy(self, node: Node, holder: GraphModule) -> None:
         if node.op == "get_attr":
             self._get(node, holder)
         elif node.op == "call_module":
-            guards = InputGuards(holder.get_submodule(str(node.target)), self.inputs.taken, self.without_autocast)
+            guards = InputGuards(holder.get_submodule(str(node.target)), self.inputs.taken)
             self.root.add_module(_GUARDS, guards.eval())
             self.known[node] = self.graph.call_module(_GUARDS, tuple(self.known[each] for each in node.all_input_nodes))
         elif any(each in self.regions for each in node.all_input_nodes):
@@ -129,16 +132,15 @@ class _Rebuilding:
         return owner in self.paths and isinstance(getattr(self.root.get_submodule(owner), last, None), Tensor)
 
     def _inline(self, node: Node) -> None:
-        """A region without autocast, which runs like any other code where there is none around it."""
+        """A region without autocast; around it there is none either, which the guards see to."""
         is_autocast = node.target is torch.ops.higher_order.wrap_with_autocast
         if not is_autocast or node.args[2]:
             raise TracingError(
                 f"torch.export keeps a part of this model as a graph of its own ({node.target});\n"
                 "  open autocast around the model's call, and decide on shapes and options in __init__"
             )
-        device, _, _, _, region, *operands = node.args
+        _, _, _, _, region, *operands = node.args
         assert isinstance(region, Node)
-        self.without_autocast.add(str(device))
         inside, given = self.regions[region], iter(operands)
         for each in inside.graph.nodes:
             if each.op == "placeholder":
@@ -188,7 +190,8 @@ def _take(graph: Graph, value: Any, node: Node, name: str, tensors: dict[str, No
     if not isinstance(value, dict | tuple | list | Built):
         graph.call_function(require_same, (node, value, name))
         return
-    function = getattr if isinstance(value, Built) else operator.getitem
+    by_name = isinstance(value, Built) and dataclasses.is_dataclass(value.type)
+    function = getattr if by_name else operator.getitem
     inside = value.fields if isinstance(value, Built) else value
     if not isinstance(value, Built):
         contents: Any = contents_of(value)

@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,23 +16,24 @@ from fitact_fx.bounded import Bounded
 from fitact_fx.errors import TracingError
 from fitact_fx.frontends import attention, proxies
 from fitact_fx.frontends.proxies import KnownTensor, StandIn, taken_for_what_they_stand_for
+from fitact_fx.frontends.uses import questions
 from fitact_fx.injected import Injected
 from fitact_fx.kinds import is_known_activation, module_kind
 from fitact_fx.modes import ModeConstant
-from fitact_fx.signature import CONSTANTS, require_default
+from fitact_fx.signature import CONSTANTS, require_default, require_given, require_same
 from fitact_fx.source import user_frames
 
 _OWN_FILES = frozenset((__file__, proxies.__file__, attention.__file__))
 _WHOLE = (Bounded, Injected, ModeConstant, attention.SlowAttention)
 
 
-def recorded(root: nn.Module, unseen: frozenset[str] = frozenset()) -> Graph:
+def recorded(root: nn.Module, unseen: frozenset[str], given: Mapping[str, Any]) -> Graph:
     """The graph of `root.forward` in the modes that its modules are in; TracingError names the module and line.
 
-    Modules at the paths `unseen` are called whole. Constants made in forward are left on `root` under names
-    of their own.
+    Modules at the paths `unseen` are called whole; `given` are arguments as in an example: constants among them
+    are fixed to what they are there. Constants made in forward are left on `root` under names of their own.
     """
-    return _ModelTracer(unseen).graph_of(root)
+    return _ModelTracer(unseen, given).graph_of(root)
 
 
 class _ModelTracer(Tracer):
@@ -38,11 +41,11 @@ class _ModelTracer(Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, unseen: frozenset[str]) -> None:
+    def __init__(self, unseen: frozenset[str], given: Mapping[str, Any]) -> None:
         super().__init__(autowrap_modules=(math,))
-        self.unseen = unseen
+        self.unseen, self.given = unseen, given
         self.failed_in: str | None = None
-        self.specialised: list[tuple[Node, object]] = []
+        self.checks: list[tuple[Node, Any, Callable[..., None]]] = []
         self.unpacked: list[Node] = []
         self.constants: list[tuple[Node, Tensor, int]] = []
         self.autocast, self.random_states = autocast_state(), RandomStates.now()
@@ -86,7 +89,10 @@ class _ModelTracer(Tracer):
         try:
             if not self.is_leaf_module(m, path):
                 refusals.refuse_hooks(path, m)
-            return self._unpacked(m, super().call_module(m, forward, args, kwargs))
+            result = self._unpacked(m, super().call_module(m, forward, args, kwargs))
+            if isinstance(m, nn.MultiheadAttention) and (kwargs.get("need_weights") is False or False in args[4:5]):
+                return result[0], None
+            return result
         except Exception:  # whatever it is, it goes on: only where it came from is noted
             # The innermost module is the first to pass here.
             self.failed_in = self.failed_in or path
@@ -116,21 +122,38 @@ class _ModelTracer(Tracer):
         cls: Any = type(a)
         if issubclass(cls, dict) and dataclasses.is_dataclass(cls):  # torch.fx would make a plain dict of it
             fields = {each.name: self.create_arg(getattr(a, each.name)) for each in dataclasses.fields(cls)}
-            return self.create_node("call_function", type(a), (), fields)
+            return self.create_node("call_function", cls, (), fields)
+        if issubclass(cls, OrderedDict):
+            return self.create_node(
+                "call_function", cls, ([(key, self.create_arg(each)) for key, each in a.items()],), {}
+            )
         made = super().create_arg(a)
         if isinstance(a, Tensor) and isinstance(made, Node):
             self.constants.append((made, a, _version(a)))
         return made
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Proxy:
+        if kind != "placeholder":
+            return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        # A stand-in is never None nor False: `if mask is not None` would be taken for true.
+        value, check = self._fixed(str(target), args)
+        if check is None:
+            return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        node = self.create_node(kind, target, args, kwargs, *rest, **named)
+        self.checks.append((node, value, check))
+        return value  # type: ignore[no-any-return]
+
+    def _fixed(self, name: str, default: tuple[Any, ...]) -> tuple[Any, Callable[..., None] | None]:
+        """What an argument is fixed to, and how that is checked when the graph runs; no check if it is not fixed."""
+        if name in self.given:
+            value = self.given[name]
+            is_default = bool(default) and value is default[0]
+            return (value, require_default if is_default else require_same) if _is_constant(value) else (None, None)
         # Masks of torch's own layers may be given or not when the graph runs.
         chosen_later = isinstance(self.root, attention.LAYERS)
-        if kind == "placeholder" and args and isinstance(args[0], CONSTANTS) and not chosen_later:
-            # A stand-in is never None nor False: `if mask is not None` would be taken for true.
-            node = self.create_node(kind, target, args, kwargs, *rest, **named)
-            self.specialised.append((node, args[0]))
-            return args[0]  # type: ignore[return-value]
-        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        return (
+            (default[0], require_default) if default and _is_constant(default[0]) and not chosen_later else (None, None)
+        )
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
@@ -145,11 +168,18 @@ class _ModelTracer(Tracer):
 
     def _refuse_other_values(self, graph: Graph) -> None:
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        if not self.specialised:
+        if not placeholders:
             return
+        asked = {} if isinstance(self.root, attention.LAYERS) else questions(self.root) or {}
+        fixed = {node for node, _, _ in self.checks}
+        given = [(node, None, require_given) for node in placeholders if node.target in asked and node not in fixed]
         with graph.inserting_after(placeholders[-1]):
-            for node, default in reversed(self.specialised):
-                graph.call_function(require_default, (node, default, str(node.target)))  # type: ignore[arg-type]
+            for node, value, check in reversed([*self.checks, *given]):
+                graph.call_function(check, (node, value, str(node.target)))
+
+
+def _is_constant(value: object) -> bool:
+    return isinstance(value, CONSTANTS)
 
 
 def _version(tensor: Tensor) -> int:

@@ -9,7 +9,6 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from types import FunctionType
 
 from torch import nn
 
@@ -24,14 +23,28 @@ _HARMLESS = frozenset("super isinstance type hasattr id repr print".split())
 def more_than_called(unseen: nn.Module) -> dict[str, str]:
     """Name of a child -> what the code of `unseen` does with it besides calling it or reading a value that it holds."""
     found: dict[str, str] = {}
-    for cls in type(unseen).__mro__:
-        if cls.__module__.startswith(("torch.nn.modules.", "builtins")):
-            continue  # torch's own containers call their children
-        for name, function in vars(cls).items():
-            if isinstance(function, FunctionType) and name != "__init__":
-                for child, how in _uses(inspect.unwrap(function), unseen):
-                    found.setdefault(child, how)
+    for function in _reached_from_forward(type(unseen)):
+        for child, how in _uses(function, unseen):
+            found.setdefault(child, how)
     return found
+
+
+def _reached_from_forward(cls: type[nn.Module]) -> list[object]:
+    """`forward` and the methods and properties that it names, and those that these name, torch's own left out."""
+    reached: dict[str, object] = {}
+    pending = ["forward", "__call__"]
+    while pending:
+        name = pending.pop()
+        owner = next((each for each in cls.__mro__ if name in vars(each)), None)
+        # torch's own containers call their children, and so does what every module has.
+        if name in reached or owner is None or owner.__module__.startswith(("torch.nn.modules.", "builtins")):
+            continue
+        held = vars(owner)[name]
+        function = held.fget if isinstance(held, property) else inspect.unwrap(held) if callable(held) else None
+        if function is not None:
+            reached[name] = function
+            pending.extend(getattr(getattr(function, "__code__", None), "co_names", ()))
+    return list(reached.values())
 
 
 def _uses(function: object, unseen: nn.Module) -> Iterator[tuple[str, str]]:
@@ -55,26 +68,28 @@ def _uses(function: object, unseen: nn.Module) -> Iterator[tuple[str, str]]:
                 yield from ((name, ast.unparse(outer)) for name in unseen._modules)
 
 
-def asks_about_arguments(module: nn.Module) -> str | None:
-    """The first place where `forward` asks whether an argument is None, or what it is; None if it does not ask.
+def questions(module: nn.Module) -> dict[str, str] | None:
+    """Argument -> where `forward` asks whether it is None, or what it is; None if the source cannot be read.
 
-    Code that was not seen may give one thing in one call and another in the next, and a graph knows one answer.
+    Who calls the module may give one thing in one call and another in the next, and a graph knows one answer.
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward))))
     except (OSError, TypeError, SyntaxError):
-        return "its source cannot be read"
+        return None
     definition = next((each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.Lambda)), None)
     arguments = {each.arg for each in definition.args.args[1:]} if definition is not None else set()
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         asked: list[ast.expr] = []
         if isinstance(node, ast.Compare) and any(isinstance(each, ast.Is | ast.IsNot) for each in node.ops):
             asked = [node.left, *node.comparators]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "type"):
             asked = node.args[:1]
-        if any(isinstance(each, ast.Name) and each.id in arguments for each in asked):
-            return ast.unparse(node)
-    return None
+        for each in asked:
+            if isinstance(each, ast.Name) and each.id in arguments:
+                found.setdefault(each.id, ast.unparse(node))
+    return found
 
 
 def _is_harmless(node: ast.Name, around: dict[ast.AST, ast.AST]) -> bool:
