@@ -23,6 +23,7 @@ Layouts = dict[Node, Layout | None]
 def channel_layouts(graph_module: GraphModule) -> Layouts:
     """The layout of every node's value; None where it cannot be known."""
     layouts: Layouts = {}
+    guesses: Layouts = {}  # for the value alone: what is computed from it does not build on them
     for _, node in nodes_in_call_order(graph_module):
         carried = _carried(node, layouts)
         if operator_name(node) in _LAST_NORMS:
@@ -30,7 +31,9 @@ def channel_layouts(graph_module: GraphModule) -> Layouts:
         else:
             layout = _with_rank(_origin(node), node, layouts) or carried
         layouts[node] = _with_shape(layout, node.meta.get("shape"))
-    return layouts
+        if layouts[node] is None:
+            guesses[node] = _of_attention(node)
+    return layouts | guesses
 
 
 def _with_shape(layout: Layout | None, shape: tuple[int | None, ...] | None) -> Layout | None:
@@ -115,11 +118,8 @@ def _carried(node: Node, layouts: Layouts) -> Layout | None:
     name = operator_name(node)
     if name == "glu":
         return _resized(node, layouts)
-    if name in ("softmax", "_softmax") and _is_over_last(node) and _of_input(node, layouts) is None:
-        # Attention weights (N, heads, T, S) are told apart by their heads; another rank is refused when it is seen.
-        return Layout(1, 4)
-    if name in _PRODUCTS:
-        return _of_product(node)
+    if name in _PRODUCTS and any(each.op == "get_attr" for each in node.all_input_nodes):
+        return Layout(-1)  # a linear layer by another name
     if name in _ELEMENTWISE:
         return _agreed(node, layouts)
     source = next(iter(node.all_input_nodes), None)
@@ -143,12 +143,14 @@ _KEEPING = frozenset(
 _PRODUCTS = frozenset("matmul bmm scaled_dot_product_attention".split())
 
 
-def _of_product(node: Node) -> Layout | None:
-    """Behind a product with a Parameter the channel is last; values of attention are told apart by their heads."""
-    if any(each.op == "get_attr" for each in node.all_input_nodes):
-        return Layout(-1)
-    shape = node.meta.get("shape")
-    return Layout(1, 4) if shape is None or len(shape) == 4 else None
+def _of_attention(node: Node) -> Layout | None:
+    """Scores, weights and values of attention, (N, heads, T, S), are told apart by their heads.
+
+    Another rank is refused when it is seen.
+    """
+    name, shape = operator_name(node), node.meta.get("shape")
+    is_one = name in _PRODUCTS or (name in ("softmax", "_softmax") and _is_over_last(node))
+    return Layout(1, 4) if is_one and (shape is None or len(shape) == 4) else None
 
 
 def _resized(node: Node, layouts: Layouts) -> Layout | None:

@@ -30,8 +30,14 @@ def recurrent_call(node: Node) -> Node | None:
     source = _source_of_item(node)
     if source is None:
         return None
+    if called_name(source) == "pad_packed_sequence":  # what a layer gave for packed sequences, as one tensor
+        packed = source.args[0] if node.args[1] == 0 else None
+        layer = _source_of_item(packed) if isinstance(packed, Node) else None
+        return layer if layer is not None and recurrent_kind(layer) is not None else None
     kind = recurrent_kind(source)
     if kind is not None:
+        if node.args[1] == 0 and _is_packed(source):
+            return None  # no tensor yet
         # The state of the module nn.LSTM is a pair of tensors.
         is_pair = kind.name == "lstm" and source.op == "call_module" and node.args[1] == 1
         return source if kind.name in _SEVERAL and not is_pair else None
@@ -54,6 +60,8 @@ def state_name(node: Node) -> str:
     assert call is not None  # the node is an activation of such a layer
     assert kind is not None
     place, several = node.args[1], kind.name
+    if called_name(node.args[0]) == "pad_packed_sequence":  # type: ignore[arg-type]
+        return ""
     if several == "lstm_cell":
         return "c_n" if place == 1 else ""
     if isinstance(call.target, OpOverload):
@@ -61,6 +69,16 @@ def state_name(node: Node) -> str:
     if several == "lstm":
         return "" if node.args[0] is call else ("h_n", "c_n")[place]  # type: ignore[index]
     return "h_n" if place == 1 else ""
+
+
+def _is_packed(layer: Node) -> bool:
+    """Whether a recurrent layer gets packed sequences, from torch's own function or from such a layer."""
+    given = layer.args[0] if layer.args else None
+    if not isinstance(given, Node):
+        return False
+    before = _source_of_item(given)
+    from_layer = before is not None and recurrent_kind(before) is not None and _is_packed(before)
+    return called_name(given) in ("pack_padded_sequence", "pack_sequence") or from_layer
 
 
 def _source_of_item(node: Node) -> Node | None:

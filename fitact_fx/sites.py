@@ -68,6 +68,8 @@ def feeds_bound(node: Node) -> bool:
 def _predicate(sites: SiteRule) -> Callable[[Site], bool]:
     if callable(sites):
         return sites
+    if not isinstance(sites, Iterable):
+        raise RecipeError(f"sites is {sites!r};\n  give a place, several of them ({', '.join(NAMES)}), or a predicate")
     names = frozenset((sites,) if isinstance(sites, str) else sites)
     wrong = sorted(map(str, names - set(NAMES)))
     if wrong or not names:

@@ -106,12 +106,20 @@ def is_listed(node: Node, kind: Kind) -> bool:
 
 def least_value(node: Node, kind: Kind) -> float:
     """The kind's least value, unless a subclass, a hook or a changed buffer may give another one."""
+    if kind.name == "softplus" and not _has_positive_beta(node):
+        return FREE
     if node.op == "call_module":
         module = called_module(node)
         return kind.minimum if is_known_activation(module) and not module._forward_hooks else FREE
     saved = owning_module(node).state_dict().keys()
     loaded = any(each.op == "get_attr" and each.target in saved for each in node.all_input_nodes)
     return FREE if loaded and kind.name == "relu" else kind.minimum
+
+
+def _has_positive_beta(node: Node) -> bool:
+    """Whether a softplus is one: with a negative beta it turns over."""
+    beta = called_module(node).beta if node.op == "call_module" else argument(node, 1, "beta")
+    return beta is None or (isinstance(beta, int | float) and beta > 0)
 
 
 def _written_out(node: Node) -> Kind | None:

@@ -61,6 +61,8 @@ def trace(
     }
     if frontend is not None:
         return ways[frontend](owned_copy(model))
+    if isinstance(model, TracedModule) and model.frontend != "symbolic":
+        return owned_copy(model)  # type: ignore[return-value]  # its operators are not to be traced again
     reasons: dict[str, TracingError] = {}
     for name in FRONTENDS:
         if name == "export" and inputs is None:

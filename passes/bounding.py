@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fitact_fx.aliasing import written_apart
 from fitact_fx.bounded import Bounded, Notice
 from fitact_fx.errors import SiteError, site_message
 from fitact_fx.sites import Site, find_sites
+from fitact_fx.source import source_line
 from fitact_fx.spec import Spec
+from fitact_fx.spellings import kind_of
 from fitact_fx.traced import add_beside
 
 
@@ -41,6 +44,7 @@ class Bound:
         like, notice = _like(graph_module), Notice()
         for name in chosen:
             _refuse_inplace(sites[name])
+            _refuse_written_apart(sites[name])
             _insert(graph_module, sites[name], _bounded(sites[name], self.specs[name], like, notice))
         return tuple(chosen)
 
@@ -53,6 +57,16 @@ def _refuse_inplace(site: Site) -> None:
     if site.inplace:
         problem = "it overwrites its input, which later readers may see unbounded"
         raise SiteError(site_message(site.name, site.source, problem, "run passes.functionalising.Functionalise first"))
+
+
+def _refuse_written_apart(site: Site) -> None:
+    """A bound gives a new tensor, which a later write to the memory of the old one would not reach."""
+    writer = None if kind_of(site.node) is not None else written_apart(site.node)
+    if writer is not None:
+        problem = f"it shares memory with another value, and {source_line(writer)} overwrites that later"
+        raise SiteError(
+            site_message(site.name, site.source, problem, "leave it out: sites=lambda site: site.name != ...")
+        )
 
 
 def _insert(graph_module: GraphModule, site: Site, bounded: Bounded) -> None:

@@ -1,13 +1,15 @@
 """Small programs at the edge of what a graph can say: each once came out wrong, without a word."""
 
+import warnings
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import nn
 
 import fitact_fx
-from fitact_fx.errors import SiteError, TracingError
+from fitact_fx.errors import SiteError, TracingError, UnprotectedWarning
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 INFINITE = {"*": (-torch.inf, torch.inf)}
@@ -151,9 +153,7 @@ def test_a_function_that_holds_a_module_is_refused_where_its_code_would_run():
         def forward(self, x):
             return self.function(x)
 
-    with pytest.raises(
-        TracingError, match="attribute 'function' of the model itself is a function that holds a module"
-    ):
+    with pytest.raises(TracingError, match="attribute 'function' of the model itself is a function"):
         fitact_fx.trace(Holding(), frontend="partial")
 
 
@@ -239,3 +239,54 @@ def test_complex_values_are_refused_and_do_not_pass():
     hard = fitact_fx.harden(Complex().eval(), "layer")
     with pytest.raises(SiteError, match="its value is a complex tensor"):
         fitact_fx.calibrate(hard, [X])
+
+
+def test_a_view_that_is_returned_and_written_to_is_refused_with_both_lines():
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            whole = self.linear(x)
+            view = whole.view(-1)
+            whole.add_(1)
+            return view
+
+    with pytest.raises(SiteError, match=r"it shares memory with another value, and .*whole\.add_\(1\) overwrites that"):
+        fitact_fx.harden(Viewed().eval(), "layer", sites="logits")
+
+
+def test_a_softplus_that_turns_over_has_no_least_value():
+    model = nn.Sequential(nn.Softplus(beta=-1.0), nn.Softplus()).eval()
+    assert [site.minimum for site in fitact_fx.find_sites(fitact_fx.trace(model))] == [-torch.inf, 0.0]
+
+
+def test_a_dataclass_with_a_field_of_its_own_is_returned_whole():
+    @dataclass
+    class Returned:
+        value: torch.Tensor
+        count: int = field(init=False, default=3)
+
+    class Returning(nn.Module):
+        def forward(self, x):
+            return Returned(x.relu())
+
+    assert infinite(Returning().eval(), X)(X).count == 3
+
+
+@pytest.mark.parametrize("frontend", ["export", "partial"])
+def test_a_graph_that_was_made_otherwise_is_not_traced_again(frontend):
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(x) if frontend == "export" or x.sum() > 0 else x
+
+    graph = fitact_fx.trace(Deciding().eval(), X, frontend=frontend)
+    with warnings.catch_warnings(action="ignore", category=UnprotectedWarning):  # of the code that was not seen
+        hard = infinite(graph, X)
+    assert hard.frontend == frontend
+    assert same(Deciding().eval(), hard, X)

@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules import transformer
+from torch.nn.utils import rnn
+
+ON_SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence)
+"""Functions that are one call of the graph, by whatever name they are imported."""
 
 LAYERS = (
     nn.Transformer,
@@ -25,8 +29,9 @@ LAYERS = (
 )
 """Modules of torch that are looked into."""
 
-# Functions on masks: they look at values, and take None for a mask that is not given.
-_ON_MASKS = (
+# Functions that look at values, and take None for a mask that is not given.
+_ON_VALUES = (
+    *((rnn, function.__name__) for function in ON_SEQUENCES),
     (F, "_canonical_mask"),
     (F, "_none_or_dtype"),
     (transformer, "_get_seq_len"),
@@ -144,7 +149,7 @@ def _as(cls: type[nn.Module], module: nn.Module) -> nn.Module:
 def recorded_along_the_slow_path() -> Iterator[None]:
     """Inside, transformer layers compute step by step, and what they do to a stand-in for a mask is recorded."""
     before = torch.backends.mha.get_fastpath_enabled()
-    plain = [(module, name, getattr(module, name)) for module, name in _ON_MASKS]
+    plain = [(module, name, getattr(module, name)) for module, name in _ON_VALUES]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         for module, name, function in plain:

@@ -11,8 +11,9 @@ from fitact_fx.ambience import random_states_kept
 from fitact_fx.errors import FitactError, TracingError
 from fitact_fx.signature import leaves_of
 
-_TOLERANCE = 1e-3
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far two outputs may lie apart, relative to their greatest value: an exported graph rounds differently."""
+_OF_HALF_TYPES = 0.02
 
 
 def difference(model: Callable[..., Any], graph: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
@@ -57,6 +58,9 @@ def _different(ours: Any, theirs: Any) -> str | None:
         return f"{tuple(ours.shape)} {ours.dtype} in place of {tuple(theirs.shape)} {theirs.dtype}"
     if not theirs.is_floating_point() or not theirs.numel():
         return None if torch.equal(ours, theirs) else "other whole numbers"
-    one, other = ours.detach().double().nan_to_num(), theirs.detach().double().nan_to_num()
+    if not torch.equal(ours.isfinite(), theirs.isfinite()):
+        return "NaN or infinity in other places"
+    one, other = (each.detach().double().nan_to_num(0.0, 0.0, 0.0) for each in (ours, theirs))
     apart = float((one - other).abs().max())
-    return f"values that are {apart:.3g} apart" if apart > _TOLERANCE * float(other.abs().max()) + 1e-6 else None
+    allowed = _TOLERANCES.get(theirs.dtype, _OF_HALF_TYPES) * float(other.abs().max()) + 1e-7
+    return f"values that are {apart:.3g} apart" if apart > allowed else None

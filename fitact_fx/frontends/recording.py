@@ -42,7 +42,7 @@ class _ModelTracer(Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, unseen: frozenset[str], given: Mapping[str, Any]) -> None:
-        super().__init__(autowrap_modules=(math,))
+        super().__init__(autowrap_modules=(math,), autowrap_functions=attention.ON_SEQUENCES)
         self.unseen, self.given = unseen, given
         self.failed_in: str | None = None
         self.checks: list[tuple[Node, Any, Callable[..., None]]] = []
@@ -71,10 +71,17 @@ class _ModelTracer(Tracer):
             if _version(tensor) != version:
                 raise refusals.changed_constant(node)
         self._refuse_other_values(graph)
+        self._tidy(graph)
+        return graph
+
+    def _tidy(self, graph: Graph) -> None:
         for node in reversed(self.unpacked):
             if not node.users:
                 graph.erase_node(node)
-        return graph
+        for node in graph.nodes:
+            if node.target in attention.ON_SEQUENCES:
+                # Or the code of the graph would wrap them for good, under a name that it does not have.
+                node.meta.pop("is_wrapped", None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.unseen or isinstance(m, _WHOLE) or is_known_activation(m):
@@ -120,8 +127,9 @@ class _ModelTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         cls: Any = type(a)
-        if issubclass(cls, dict) and dataclasses.is_dataclass(cls):  # torch.fx would make a plain dict of it
-            fields = {each.name: self.create_arg(getattr(a, each.name)) for each in dataclasses.fields(cls)}
+        if dataclasses.is_dataclass(cls):  # torch.fx makes a plain dict of one that is a dict, and fills every field
+            filled = [each.name for each in dataclasses.fields(cls) if each.init]
+            fields = {name: self.create_arg(getattr(a, name)) for name in filled}
             return self.create_node("call_function", cls, (), fields)
         if issubclass(cls, OrderedDict):
             return self.create_node(
