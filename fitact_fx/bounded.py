@@ -83,9 +83,12 @@ class Bounded(nn.Module):
         return self.lower is not None or self.upper is not None
 
     def forward(self, values: Tensor) -> Tensor:
-        self._refuse_other_things(values)
-        if isinstance(self.policy, Pass) or not values.is_floating_point():
-            return values  # `index.clamp(min=0)` is no activation, whatever it looks like
+        observed = isinstance(self.policy, Pass)
+        if observed or self.is_set:
+            self._refuse_other_things(values)
+        # `index.clamp(min=0)` is no activation, whatever it looks like.
+        if observed or not torch.is_tensor(values) or not values.is_floating_point():
+            return values
         if not self.is_set:
             if torch.compiler.is_exporting():
                 raise self._error("its bounds are not set", "run fitact_fx.calibrate or set_bounds before exporting")

@@ -19,6 +19,10 @@ class TracingError(FitactError):
         self.module = module
 
 
+class ExampleError(TracingError):
+    """The model does not take the example inputs, whichever way it is traced."""
+
+
 class SiteError(FitactError):
     """Something about one activation site: not found, not boundable, or given the wrong bound."""
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from fitact_fx import granularity as granularities
 from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import Bounded, bounded_sites
-from fitact_fx.errors import FitactError, RecipeError, TracingError, UnprotectedWarning
+from fitact_fx.errors import ExampleError, FitactError, RecipeError, TracingError, UnprotectedWarning
 from fitact_fx.granularity import NAMES, Shape
 from fitact_fx.hardening import harden
 from fitact_fx.hidden import Limit, hidden_activations, untraced_activations
@@ -88,6 +88,8 @@ def inspect(model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> 
     own = evaluating_copy(model)
     try:
         graph_module = trace(own, example_inputs)
+    except ExampleError:
+        raise
     except TracingError as error:
         return Inspection(*weights, (), tuple(untraced_activations(own)), str(error))
     sites = find_sites(graph_module)

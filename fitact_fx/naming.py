@@ -102,6 +102,9 @@ def _value_base(node: Node) -> str | None:
     name = called_name(node).strip("_")
     if node.op not in ("call_function", "call_method") or node.target in CHECKS or name in _NO_TENSORS:
         return None
+    given = node.args[0] if name == "contiguous" else None
+    if isinstance(given, Node) and given.op == "placeholder":
+        return None  # the argument, laid out densely
     leaf = _leaf(node)
     return joined(owner_path(node), name) if leaf is None else leaf
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fitact_fx import refusals
-from fitact_fx.errors import RecipeError, TracingError, known
+from fitact_fx.errors import ExampleError, RecipeError, TracingError, known
 from fitact_fx.frontends.comparing import difference
 from fitact_fx.frontends.exported import exported
 from fitact_fx.frontends.inputs import bound_arguments
@@ -69,6 +69,8 @@ def trace(
             continue
         try:
             return ways[name](owned_copy(model))
+        except ExampleError:
+            raise
         except TracingError as error:
             reasons[name] = error
     raise _no_way(reasons) from reasons["symbolic"]

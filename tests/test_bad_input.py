@@ -100,7 +100,7 @@ class TestControlFlow:
     def test_with_them_the_error_has_both_reasons(self) -> None:
         told = refused(lambda: harden(module(by_value).eval(), example_inputs=(X,)))
         assert "in by_value: return F.relu(x) if x.sum() > 0 else x" in told
-        assert "with the example inputs: torch.export cannot export this model" in told
+        assert "exported: torch.export cannot export this model" in told
 
     def test_an_error_of_the_models_own_is_told(self) -> None:
         def forward(self: nn.Module, x: Tensor) -> Tensor:
@@ -211,14 +211,17 @@ class TestDevicesAndTypes:
         assert verify(model, hard, X)
         assert bounds(hard)["relu"][1] is not None
 
-    def test_complex_and_whole_numbers_pass(self) -> None:
+    def test_whole_numbers_pass_and_complex_ones_until_they_should_be_bounded(self) -> None:
         model = module(lambda self, x, index: (F.relu(x), index.clamp(min=0), torch.tanh(torch.complex(x, x)))).eval()
         index = torch.tensor([-1, 2])
         hard = harden(model, "layer")
-        set_bounds(hard, {"*": (-0.5, 0.5)})
+        set_bounds(hard, {"relu": (-0.5, 0.5), "clamp": (-0.5, 0.5)})
         got = run(hard, (X, index))
         assert torch.equal(got[1], torch.tensor([0, 2]))
         assert got[2].is_complex()
+        set_bounds(hard, {"tanh": (-0.5, 0.5)})
+        with pytest.raises(FitactError, match="its value is a complex tensor"):
+            run(hard, (X, index))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")

@@ -155,7 +155,10 @@ def test_a_model_that_is_called_by_code_that_was_not_seen_stays_what_it_was(arch
             return
         assert hard.unseen.keys() == {""}
         inside = hardened(architecture.module().train(training), granularity=granularity, sites=sites)
-        assert list(bounded_sites(hard)) == [f"body.{name}" for name in bounded_sites(inside)]
+        names = [f"body.{name}" for name in bounded_sites(inside)]
+        # What the body returns are no logits of the model: code that was not seen stands between them.
+        assert list(bounded_sites(hard)) == [name for name in names if name in bounded_sites(hard)]
+        assert "logits" in sites or len(names) == len(bounded_sites(hard))
         fitact_fx.set_bounds(hard, INFINITE)
         assert equal(run(hard, inputs), run(copy.deepcopy(model), inputs))
 

@@ -8,7 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fitact_fx.ambience import random_states_kept
-from fitact_fx.errors import FitactError, TracingError
+from fitact_fx.errors import ExampleError, FitactError
 from fitact_fx.signature import leaves_of
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -24,7 +24,7 @@ def difference(model: Callable[..., Any], graph: Callable[..., Any], arguments: 
         theirs = _results(model, arguments)
     except Exception as error:  # user code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TracingError(f"the model does not take the example inputs: {reason}") from error
+        raise ExampleError(f"the model does not take {_described(arguments)}:\n  {reason}") from error
     try:
         ours = _results(graph, arguments)
     except FitactError:  # the graph says itself what it does not stand for
@@ -34,6 +34,15 @@ def difference(model: Callable[..., Any], graph: Callable[..., Any], arguments: 
     if len(ours) != len(theirs):
         return f"{len(ours)} values in place of {len(theirs)}"
     return next((told for pair in zip(ours, theirs, strict=True) if (told := _different(*pair))), None)
+
+
+def _described(arguments: tuple[Any, ...]) -> str:
+    """`(1, 3, 9, 9) float32 and None`."""
+    told = [
+        f"{tuple(each.shape)} {str(each.dtype).removeprefix('torch.')}" if isinstance(each, Tensor) else repr(each)
+        for each in arguments
+    ]
+    return " and ".join(told)
 
 
 def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:

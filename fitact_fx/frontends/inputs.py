@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from fitact_fx.errors import TracingError
+from fitact_fx.errors import ExampleError, TracingError
 from fitact_fx.guards import Taken
 from fitact_fx.signature import CONSTANTS, leaves_of, made
 
@@ -19,7 +19,7 @@ def bound_arguments(model: nn.Module, example_inputs: tuple[Any, ...]) -> inspec
     try:
         return signature.bind(*example_inputs)
     except TypeError as error:
-        raise TracingError(
+        raise ExampleError(
             f"forward does not take these example inputs: {error};\n"
             f"  give a tuple of positional inputs for {type(model).__name__}.forward{signature}"
         ) from error

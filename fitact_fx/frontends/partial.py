@@ -80,6 +80,7 @@ class _Partial:
     def __init__(self) -> None:
         self.made: dict[nn.Module, nn.Module] = {}
         self.reasons: dict[nn.Module, str] = {}
+        self.kept: dict[nn.Module, str] = {}
 
     def trace(self, root: nn.Module, given: Mapping[str, Any]) -> TracedModule:
         """The graph of `root`, with calls of what could not be traced, whose children are graphs where they can be."""
@@ -116,16 +117,17 @@ class _Partial:
 
     def _replace_children(self, unseen: nn.Module) -> None:
         """Let the children that can be traced be graphs."""
-        more = more_than_called(unseen)
+        self.kept |= more_than_called(unseen, by_others=unseen in self.kept)
         for name, child in list(unseen._modules.items()):
             if child is None:
                 continue
             if child not in self.made:
-                self.made[child] = self._part(child, more.get(name))
+                self.made[child] = self._part(child)
             unseen._modules[name] = self.made[child]
 
-    def _part(self, child: nn.Module, how: str | None) -> nn.Module:
+    def _part(self, child: nn.Module) -> nn.Module:
         """A graph in the child's place, or the child itself, with its own children looked at."""
+        how = self.kept.get(child)
         if type(child).forward is not nn.Module.forward:  # a ModuleList has none
             part = self._graph_of(child) if how is None else None
             if part is not None:

@@ -20,19 +20,24 @@ _ALL_CHILDREN = frozenset(
 _HARMLESS = frozenset("super isinstance type hasattr id repr print".split())
 
 
-def more_than_called(unseen: nn.Module) -> dict[str, str]:
-    """Name of a child -> what the code of `unseen` does with it besides calling it or reading a value that it holds."""
-    found: dict[str, str] = {}
-    for function in _reached_from_forward(type(unseen)):
-        for child, how in _uses(function, unseen):
-            found.setdefault(child, how)
+def more_than_called(unseen: nn.Module, *, by_others: bool) -> dict[nn.Module, str]:
+    """Module -> what the code of `unseen` does with it besides calling it or reading a value that it holds.
+
+    `by_others`: whether other code does more with `unseen` than call it, so that any of its methods may run.
+    """
+    found: dict[nn.Module, str] = {}
+    for function in _reached(type(unseen), every_method=by_others):
+        for module, how in _uses(function, unseen):
+            found.setdefault(module, how)
     return found
 
 
-def _reached_from_forward(cls: type[nn.Module]) -> list[object]:
+def _reached(cls: type[nn.Module], *, every_method: bool) -> list[object]:
     """`forward` and the methods and properties that it names, and those that these name, torch's own left out."""
     reached: dict[str, object] = {}
     pending = ["forward", "__call__"]
+    if every_method:
+        pending += [name for each in cls.__mro__ for name in vars(each) if name not in ("__init__", "train")]
     while pending:
         name = pending.pop()
         owner = next((each for each in cls.__mro__ if name in vars(each)), None)
@@ -47,12 +52,13 @@ def _reached_from_forward(cls: type[nn.Module]) -> list[object]:
     return list(reached.values())
 
 
-def _uses(function: object, unseen: nn.Module) -> Iterator[tuple[str, str]]:
-    """(child, what is done with it), for what a graph in the child's place could not stand."""
+def _uses(function: object, unseen: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """(module, what is done with it), for what a graph in its place could not stand."""
+    children = [child for child in unseen._modules.values() if child is not None]
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     except (OSError, TypeError, SyntaxError):
-        yield from ((name, "its source cannot be read") for name in unseen._modules)
+        yield from ((child, "its source cannot be read") for child in children)
         return
     definition = next((each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.Lambda)), None)
     if definition is None or not definition.args.args:
@@ -65,7 +71,7 @@ def _uses(function: object, unseen: nn.Module) -> Iterator[tuple[str, str]]:
             if isinstance(outer, ast.Attribute) and outer.attr not in _ALL_CHILDREN:
                 yield from _use_of_child(outer, around, unseen)
             elif not _is_harmless(node, around):
-                yield from ((name, ast.unparse(outer)) for name in unseen._modules)
+                yield from ((child, ast.unparse(outer)) for child in children)
 
 
 def questions(module: nn.Module) -> dict[str, str] | None:
@@ -102,10 +108,12 @@ def _is_harmless(node: ast.Name, around: dict[ast.AST, ast.AST]) -> bool:
     return call.func.id in _HARMLESS or called_at_once
 
 
-def _use_of_child(node: ast.Attribute, around: dict[ast.AST, ast.AST], unseen: nn.Module) -> Iterator[tuple[str, str]]:
-    child, outer, inner = unseen._modules.get(node.attr), around.get(node), node
-    module = child
+def _use_of_child(
+    node: ast.Attribute, around: dict[ast.AST, ast.AST], unseen: nn.Module
+) -> Iterator[tuple[nn.Module, str]]:
+    module, outer, inner = unseen._modules.get(node.attr), around.get(node), node
     while isinstance(outer, ast.Attribute) and module is not None and outer.attr in module._modules:
+        yield module, ast.unparse(outer)  # a graph has no such module that could be called
         module = module._modules[outer.attr]
         inner, outer = outer, around.get(outer)
     if module is None or outer is None:
@@ -114,7 +122,7 @@ def _use_of_child(node: ast.Attribute, around: dict[ast.AST, ast.AST], unseen: n
     compared = isinstance(outer, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in outer.ops)
     reads = isinstance(outer, ast.Attribute) and isinstance(outer.ctx, ast.Load) and _is_held(module, outer.attr)
     if not (called or compared or reads):
-        yield node.attr, ast.unparse(outer)
+        yield module, ast.unparse(outer)
 
 
 def _is_held(module: nn.Module, name: str) -> bool:
