@@ -82,12 +82,12 @@ class Bounded(nn.Module):
         """Whether there is a bound on either side."""
         return self.lower is not None or self.upper is not None
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Any) -> Any:
         observed = isinstance(self.policy, Pass)
         if observed or self.is_set:
             self._refuse_other_things(values)
         # `index.clamp(min=0)` is no activation, whatever it looks like.
-        if observed or not torch.is_tensor(values) or not values.is_floating_point():
+        if observed or not isinstance(values, Tensor) or not values.is_floating_point():
             return values
         if not self.is_set:
             if torch.compiler.is_exporting():
