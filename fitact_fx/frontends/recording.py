@@ -97,9 +97,8 @@ class _ModelTracer(Tracer):
             if not self.is_leaf_module(m, path):
                 refusals.refuse_hooks(path, m)
             result = self._unpacked(m, super().call_module(m, forward, args, kwargs))
-            if isinstance(m, nn.MultiheadAttention) and (kwargs.get("need_weights") is False or False in args[4:5]):
-                return result[0], None
-            return result
+            weights = args[4] if len(args) > 4 else kwargs.get("need_weights")
+            return (result[0], None) if isinstance(m, nn.MultiheadAttention) and weights is False else result
         except Exception:  # whatever it is, it goes on: only where it came from is noted
             # The innermost module is the first to pass here.
             self.failed_in = self.failed_in or path
