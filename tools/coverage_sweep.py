@@ -4,7 +4,8 @@
     python tools/coverage_sweep.py --resume rows.jsonl                 # the same, in as many sittings as it takes
     python tools/coverage_sweep.py --suite timm --models 'vit_*' --json   # some of them, on the screen
 
-For each model, in evaluation mode and with one bound per layer:
+It needs timm and transformers: pip install -e '.[sweep]'. For each model, in evaluation mode and with one bound
+per layer:
 
 1. `harden` finds a graph and at least one site;
 2. with infinite bounds the outputs are the model's own, bit for bit;
