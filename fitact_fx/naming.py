@@ -18,7 +18,7 @@ from fitact_fx.kinds import Kind
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, called_name, free_name, is_attention
 from fitact_fx.recurrence import recurrent_call, state_name
-from fitact_fx.signature import CHECKS
+from fitact_fx.signature import CHECKS, require_default, require_same
 from fitact_fx.source import owner_path
 from fitact_fx.spellings import is_listed, kind_of
 from fitact_fx.traced import joined, nodes_in_call_order
@@ -90,7 +90,7 @@ def _leaf(node: Node) -> str | None:
 def _value_base(node: Node) -> str | None:
     """What a user would call this node's value; None for what is no value to inject into or to bound."""
     if node.op == "placeholder":
-        fixed = any(user.target in CHECKS for user in node.users)
+        fixed = any(user.target in (require_default, require_same) for user in node.users)
         return None if fixed else str(node.target)
     if node.op == "call_module":
         return None if isinstance(called_module(node), (*_NO_VALUES, *_SEVERAL)) else str(node.target)
@@ -100,7 +100,8 @@ def _value_base(node: Node) -> str | None:
         of_attention = str(source.target) if node.args[1] == 0 else f"{source.target}.weights"
         return of_attention if is_attention(source) else None
     name = called_name(node).strip("_")
-    if node.op not in ("call_function", "call_method") or node.target in CHECKS or name in _NO_TENSORS:
+    makes_container = isinstance(node.target, type)  # a dataclass or a dict to be returned
+    if not node.op.startswith("call_") or makes_container or node.target in CHECKS or name in _NO_TENSORS:
         return None
     given = node.args[0] if name == "contiguous" else None
     if isinstance(given, Node) and given.op == "placeholder":

@@ -290,3 +290,23 @@ def test_a_graph_that_was_made_otherwise_is_not_traced_again(frontend):
         hard = infinite(graph, X)
     assert hard.frontend == frontend
     assert same(Deciding().eval(), hard, X)
+
+
+def test_the_container_that_is_returned_is_no_call_of_its_own():
+    class Returning(nn.Module):
+        def forward(self, x):
+            return OrderedDict(only=x.relu())
+
+    found = fitact_fx.coverage(Returning().eval())
+    assert [call.name for call in found.calls] == ["relu"]
+    assert found.complete
+
+
+def test_an_argument_that_is_asked_about_is_a_place_for_faults():
+    class Asking(nn.Module):
+        def forward(self, x):
+            return x.relu() if isinstance(x, torch.Tensor) else x
+
+    flip = fitact_fx.faults.BitFlip(places=[("x@after", 0, 31)])
+    faulty = fitact_fx.inject(Asking().eval(), "x", flip, example_inputs=X)
+    assert torch.equal(faulty(X) != X.relu(), torch.arange(8).reshape(2, 4) == 0)
