@@ -1,6 +1,8 @@
 """Whether a graph gives what the model gives: for front ends that cannot know it from how the graph was made."""
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from typing import Any
 
 import torch
@@ -50,7 +52,8 @@ def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[A
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with random_states_kept(), torch.no_grad():
+        # torch.fx prints where a graph failed, which the caller tells in an error of its own.
+        with random_states_kept(), torch.no_grad(), redirect_stderr(io.StringIO()):
             for _ in range(2):  # what the first call leaves behind shows in the second
                 own = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, arguments)
                 torch.manual_seed(0)
