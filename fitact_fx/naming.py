@@ -113,4 +113,5 @@ def _value_base(node: Node) -> str | None:
 def _is_of_numbers(node: Node, names: dict[Node, str]) -> bool:
     """Arithmetic on sizes, and a size out of a shape."""
     arithmetic = getattr(node.target, "__module__", "") == "_operator"
-    return arithmetic and not any(each in names or each.op == "call_module" for each in node.all_input_nodes)
+    values = ("call_module", "placeholder")
+    return arithmetic and not any(each in names or each.op in values for each in node.all_input_nodes)

@@ -63,3 +63,24 @@ def test_an_exported_graph_runs_on_the_layout_it_was_exported_for() -> None:
 
     model, x = Flattening().eval(), torch.randn(2, 2, 2, 2).contiguous(memory_format=torch.channels_last)
     assert torch.equal(fitact_fx.trace(model, (x,), frontend="export")(x), model(x))
+
+
+def test_a_product_with_the_argument_of_a_part_is_a_site() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight).relu()
+
+    class Caller(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Product()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) if x.sum() < 9 else x
+
+    found = fitact_fx.find_sites(fitact_fx.trace(Caller(), frontend="partial"), "linear")
+    assert [site.name for site in found] == ["body.matmul"]
