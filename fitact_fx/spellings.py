@@ -26,6 +26,7 @@ from fitact_fx.recurrence import gives_one_tensor, kind_taken_out, recurrent_kin
 
 _ELEMENTWISE = frozenset("add sub mul div truediv neg pow square exp".split())
 _GATES = frozenset("tanh sigmoid softplus relu6 clamp hardtanh hardsigmoid erf".split())
+_OURS = frozenset(("bounded", "injected"))  # what stands behind a gate that is a site itself
 _CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_, "clamp", "clamp_", "clip", "clip_")
 _CLAMP_MINS = (torch.clamp_min, torch.clamp_min_, "clamp_min", "clamp_min_")
 _MAXIMA = (torch.maximum, torch.max, "maximum", "max")
@@ -159,7 +160,7 @@ def _between(node: Node, source: Node) -> set[str] | None:
         if each in seen or each.op == "get_attr":
             continue
         name = operator_name(each)
-        if not each.op.startswith("call_") or name not in _ELEMENTWISE | _GATES or not each.all_input_nodes:
+        if not each.op.startswith("call_") or name not in _ELEMENTWISE | _GATES | _OURS or not each.all_input_nodes:
             return None
         seen.add(each)
         names.add(name)

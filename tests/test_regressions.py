@@ -1,5 +1,7 @@
 """Small programs that once came out wrong, each found by the properties."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -84,3 +86,15 @@ def test_a_product_with_the_argument_of_a_part_is_a_site() -> None:
 
     found = fitact_fx.find_sites(fitact_fx.trace(Caller(), frontend="partial"), "linear")
     assert [site.name for site in found] == ["body.matmul"]
+
+
+def test_a_gated_product_is_a_site_also_when_its_gate_is_bounded(tmp_path: Path) -> None:
+    class Gated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.tanh(nn.functional.softplus(x))
+
+    hard = fitact_fx.harden(Gated(), "layer", sites=lambda site: site.kind != "self_gated")
+    fitact_fx.calibrate(hard, [torch.randn(2, 4)])
+    assert [site.name for site in fitact_fx.find_sites(hard)] == ["mul"]
+    fitact_fx.save(hard, tmp_path / "bounds")
+    assert list(fitact_fx.bounds(fitact_fx.load(tmp_path / "bounds", Gated()))) == ["softplus", "tanh"]
