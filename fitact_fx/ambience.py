@@ -1,4 +1,4 @@
-"""What surrounds a forward without being an argument of it: random states and autocast."""
+"""What surrounds a forward without being an argument of it: random states, autocast, torch's fused attention."""
 
 import random
 from collections.abc import Iterator
@@ -56,3 +56,14 @@ def random_states_kept() -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def slow_path() -> Iterator[None]:
+    """Attention step by step, as a hardened model computes it: torch's fused path calls no activation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,7 +1,6 @@
 """The user's own check: does the hardened model give the model's clean outputs, and if not, where not?"""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from fitact_fx.ambience import random_states_kept
+from fitact_fx.ambience import random_states_kept, slow_path
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError
 from fitact_fx.ownership import evaluating_copy
@@ -82,19 +81,8 @@ def _counter(counts: dict[str, int]) -> Any:
 
 def _outputs(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
     own: Any = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, (args, named))
-    with random_states_kept(), torch.no_grad(), _slow_path():
+    with random_states_kept(), torch.no_grad(), slow_path():
         return pytree.tree_leaves(model(*own[0], **own[1]))
-
-
-@contextmanager
-def _slow_path() -> Iterator[None]:
-    """Attention as a hardened model computes it: torch's fused path calls no activation and rounds differently."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _difference(expected: Any, got: Any) -> float:

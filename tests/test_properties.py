@@ -6,7 +6,6 @@ import glob
 import os
 import re
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 import fitact_fx
 from fitact_fx import schemes
+from fitact_fx.ambience import slow_path
 from fitact_fx.bounded import bounded_sites
 from fitact_fx.errors import SiteError, TracingError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.faults import BitFlip
@@ -55,17 +55,6 @@ def with_each_policy(scheme):
 SCHEMES = st.sampled_from([each for name in schemes.names() for each in with_each_policy(schemes.named(name))])
 GRANULARITIES = st.sampled_from(("neuron", "channel", "layer"))
 SITES = st.sampled_from(("activations", *NAMES[1:], ("activations", "linear"), NAMES, every_second))
-
-
-@contextmanager
-def slow_path():
-    """Transformer layers compute step by step, as they do in hardened models."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def run(model, inputs, seed=0):

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules import transformer
 from torch.nn.utils import rnn
+
+from fitact_fx.ambience import slow_path
 
 ON_SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence)
 """Functions that are one call of the graph, by whatever name they are imported."""
@@ -148,17 +149,15 @@ def _as(cls: type[nn.Module], module: nn.Module) -> nn.Module:
 @contextmanager
 def recorded_along_the_slow_path() -> Iterator[None]:
     """Inside, transformer layers compute step by step, and what they do to a stand-in for a mask is recorded."""
-    before = torch.backends.mha.get_fastpath_enabled()
     plain = [(module, name, getattr(module, name)) for module, name in _ON_VALUES]
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        for module, name, function in plain:
-            setattr(module, name, _recordable(function))
-        yield
-    finally:
-        for module, name, function in plain:
-            setattr(module, name, function)
-        torch.backends.mha.set_fastpath_enabled(before)
+    with slow_path():
+        try:
+            for module, name, function in plain:
+                setattr(module, name, _recordable(function))
+            yield
+        finally:
+            for module, name, function in plain:
+                setattr(module, name, function)
 
 
 def _recordable(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fitact_fx.ambience import random_states_kept
+from fitact_fx.ambience import random_states_kept, slow_path
 from fitact_fx.errors import ExampleError, FitactError
 from fitact_fx.signature import leaves_of
 
@@ -49,17 +49,12 @@ def _described(arguments: tuple[Any, ...]) -> str:
 
 def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
     flat: list[Any] = []
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        # torch.fx prints where a graph failed, which the caller tells in an error of its own.
-        with random_states_kept(), torch.no_grad(), redirect_stderr(io.StringIO()):
-            for _ in range(2):  # what the first call leaves behind shows in the second
-                own = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, arguments)
-                torch.manual_seed(0)
-                leaves_of(function(*own), flat.append)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    # torch.fx prints where a graph failed, which the caller tells in an error of its own.
+    with random_states_kept(), slow_path(), torch.no_grad(), redirect_stderr(io.StringIO()):
+        for _ in range(2):  # what the first call leaves behind shows in the second
+            own = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, arguments)
+            torch.manual_seed(0)
+            leaves_of(function(*own), flat.append)
     return flat
 
 
