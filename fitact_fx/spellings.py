@@ -154,7 +154,7 @@ def _between(node: Node, source: Node) -> set[str] | None:
     names: set[str] = set()
     seen, pending = set[Node](), [node]
     while pending:
-        each = pending.pop()
+        each = _written_back_to(pending.pop())
         if each is source:
             seen.add(each)
         if each in seen or each.op == "get_attr":

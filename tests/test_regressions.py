@@ -98,3 +98,16 @@ def test_a_gated_product_is_a_site_also_when_its_gate_is_bounded(tmp_path: Path)
     assert [site.name for site in fitact_fx.find_sites(hard)] == ["mul"]
     fitact_fx.save(hard, tmp_path / "bounds")
     assert list(fitact_fx.bounds(fitact_fx.load(tmp_path / "bounds", Gated()))) == ["softplus", "tanh"]
+
+
+def test_a_gated_product_of_a_value_that_is_written_back_is_a_site() -> None:
+    class Gated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.relu(x, inplace=True)
+            return x * torch.sigmoid(x)
+
+    hard = infinite(Gated().eval(), "activations")
+    x, again = (torch.linspace(-1, 1, 8).reshape(2, 4) for _ in range(2))
+    assert list(fitact_fx.bounds(hard)) == ["relu", "sigmoid", "mul"]
+    assert torch.equal(hard(x), Gated()(again))
+    assert torch.equal(x, again)
