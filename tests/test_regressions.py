@@ -1,11 +1,15 @@
 """Small programs that once came out wrong, each found by the properties."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fitact_fx
+from fitact_fx.faults import BitFlip
 
 
 def infinite(model: nn.Module, sites: str) -> nn.Module:
@@ -111,3 +115,28 @@ def test_a_gated_product_of_a_value_that_is_written_back_is_a_site() -> None:
     assert list(fitact_fx.bounds(hard)) == ["relu", "sigmoid", "mul"]
     assert torch.equal(hard(x), Gated()(again))
     assert torch.equal(x, again)
+
+
+@pytest.mark.parametrize("call", [torch.sigmoid_, torch.selu_, torch.celu_, F.elu_, lambda x: F.silu(x, inplace=True)])
+def test_an_activation_in_place_on_a_view_with_gaps_is_computed_there(
+    call: Callable[[Tensor], Tensor],
+) -> None:
+    class Gapped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            whole = x * 1
+            call(whole[:, ::3])
+            return whole
+
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(infinite(Gapped().eval(), "activations")(x), Gapped()(x))
+
+
+def test_every_value_means_no_value_that_is_several_tensors() -> None:
+    class Chunked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.chunk(2, dim=1)
+            return first + second
+
+    x = torch.randn(2, 4)
+    faulty = fitact_fx.inject(Chunked().eval(), "*", BitFlip(rate=0), example_inputs=x)
+    assert torch.equal(faulty(x), Chunked()(x))
