@@ -32,9 +32,11 @@ def owned_copy(model: nn.Module) -> nn.Module:
 
 def _like_the_model(copied: nn.Module, model: nn.Module) -> nn.Module:
     """Without attributes that hide a child: torch's decoder layer gets a ReLU as `activation` when it is copied."""
-    for ours, theirs in zip(copied.modules(), model.modules(), strict=True):
-        for name in vars(ours).keys() - vars(theirs).keys():
-            if name in theirs._modules:
+    originals = dict(model.named_modules())
+    for path, ours in copied.named_modules():
+        theirs = originals.get(path)  # none if the model copies itself in a way of its own
+        for name in vars(ours).keys() - vars(theirs).keys() if theirs is not None else ():
+            if theirs is not None and name in theirs._modules:
                 del vars(ours)[name]  # not delattr, which takes the child
     return copied
 

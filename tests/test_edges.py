@@ -310,3 +310,38 @@ def test_an_argument_that_is_asked_about_is_a_place_for_faults():
     flip = fitact_fx.faults.BitFlip(places=[("x@after", 0, 31)])
     faulty = fitact_fx.inject(Asking().eval(), "x", flip, example_inputs=X)
     assert torch.equal(faulty(X) != X.relu(), torch.arange(8).reshape(2, 4) == 0)
+
+
+def test_a_users_own_attention_may_return_what_it_likes():
+    class Single(nn.MultiheadAttention):
+        def forward(self, query, key, value, need_weights=True):
+            return torch.relu(self.out_proj(query + key)) * (2 if need_weights else 3)
+
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Single(4, 2)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)
+
+    model = Attending().eval()
+    assert same(model, infinite(model, X), X)
+
+
+def test_a_model_that_copies_itself_with_fewer_modules_is_hardened():
+    class Forgetting(nn.Module):
+        def __init__(self, cache=True):
+            super().__init__()
+            self.relu = nn.ReLU()
+            if cache:
+                self.cache = nn.Identity()
+
+        def __deepcopy__(self, memo):
+            return Forgetting(cache=False)
+
+        def forward(self, x):
+            return self.relu(x)
+
+    model = Forgetting()
+    assert same(model, infinite(model, X), X)

@@ -96,18 +96,21 @@ class _ModelTracer(Tracer):
         try:
             if not self.is_leaf_module(m, path):
                 refusals.refuse_hooks(path, m)
-            result = self._unpacked(m, super().call_module(m, forward, args, kwargs))
+            result = super().call_module(m, forward, args, kwargs)
             weights = args[4] if len(args) > 4 else kwargs.get("need_weights")
-            return (result[0], None) if isinstance(m, nn.MultiheadAttention) and weights is False else result
+            return self._unpacked(m, result, gives_weights=weights is not False)
         except Exception:  # whatever it is, it goes on: only where it came from is noted
             # The innermost module is the first to pass here.
             self.failed_in = self.failed_in or path
             raise
 
-    def _unpacked(self, module: nn.Module, result: Any) -> Any:
+    def _unpacked(self, module: nn.Module, result: Any, *, gives_weights: bool) -> Any:
         """The tensors that a recurrent layer or attention gives, each a node: a bound can stand behind each."""
-        if not isinstance(result, Proxy):
+        is_torchs_own = type(module).__module__.startswith("torch.nn.") or isinstance(module, attention.SlowAttention)
+        if not isinstance(result, Proxy) or not is_torchs_own:  # a subclass may give something else
             return result
+        if isinstance(module, nn.MultiheadAttention) and not gives_weights:
+            return self._item(result, 0), None
         if isinstance(module, nn.LSTM):
             output, state = self._item(result, 0), self._item(result, 1)
             return output, (self._item(state, 0), self._item(state, 1))
