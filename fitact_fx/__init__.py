@@ -1,5 +1,6 @@
 """fitact_fx: a compiler pass that makes PyTorch models survive hardware faults."""
 
+from fitact_fx.campaigns.running import run_campaign
 from fitact_fx.coverage import Coverage, coverage
 from fitact_fx.errors import FitactError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "lower",
     "post_train",
+    "run_campaign",
     "save",
     "set_bounds",
     "trace",

@@ -5,12 +5,12 @@ keyword arguments, or a dict of keyword arguments with `labels` among them.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor
 
 from fitact_fx.errors import CalibrationError
 
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     kwargs: dict[str, Any]
     targets: Tensor | None
 
-    def run(self, model: nn.Module) -> Any:
+    def run(self, model: Callable[..., Any]) -> Any:
         """The model's output for this batch; a model that overwrites its inputs overwrites copies."""
         args, kwargs = pytree.tree_map(_copied, (self.args, self.kwargs))
         return model(*args, **kwargs)
@@ -65,8 +65,11 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def as_batches(data: object) -> Iterator[Batch]:
-    """The batches of `data`; CalibrationError for what is not a batch, holds NaN, or for no batch at all."""
+def as_batches(data: object, use: str = "learn bounds from") -> Iterator[Batch]:
+    """The batches of `data`; CalibrationError for what is not a batch, holds NaN, or for no batch at all.
+
+    `use` is what the data is for, as a verb, for the error.
+    """
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise CalibrationError(
             f"data must be a re-iterable of batches, such as a DataLoader, and is a {type(data).__name__};\n"
@@ -79,12 +82,12 @@ def as_batches(data: object) -> Iterator[Batch]:
             raise CalibrationError(f"batch {number} holds no samples;\n  drop empty batches from the data")
         # Infinity may be meant, as in an attention mask; a site that it reaches is refused where it shows.
         if any(tensor.isnan().any() for tensor in batch.tensors):
-            raise CalibrationError(f"batch {number} holds NaN;\n  no bound can be learned from it: clean the data")
+            raise CalibrationError(f"batch {number} holds NaN, which is nothing to {use};\n  clean the data")
         empty = False
         yield batch
     if empty:
         raise CalibrationError(
-            "the data is empty, so there is nothing to learn bounds from;\n  pass a re-iterable, not a used-up iterator"
+            f"the data is empty, so there is nothing to {use};\n  pass a re-iterable, not a used-up iterator"
         )
 
 

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from fitact_fx import cli_coverage
+from fitact_fx import cli_coverage, cli_plan
+from fitact_fx.cli_campaigns import add_campaigns
 from fitact_fx.cli_faults import add_faults
+from fitact_fx.cli_plan import add_plan
 from fitact_fx.demo import NETWORKS, Options, run
 from fitact_fx.errors import FitactError
 from fitact_fx.inspection import inspect
@@ -30,7 +32,8 @@ how it works, in Python:
   fitact_fx.calibrate(hard, batches)                      sets the bounds from the ranges seen on clean data
   fitact_fx.post_train(hard, batches, max_drop=0.005)     tightens them, within half a point of accuracy
   fast = fitact_fx.lower(hard, (example,))                compiles it; the bounds become a comparison each
-  with BitFlip(rate=1e-6).draw(hard).applied(hard): ...   measures it: accuracy with faults in its memory
+  fitact_fx.run_campaign({"plain": model, "hard": hard}, test, BitFlip, [1e-6, 1e-5], store="run.db")
+                                                          measures it: accuracy under faults, with intervals
 """
 EXAMPLES = """\
 examples:
@@ -40,6 +43,9 @@ examples:
   fitact-fx inspect my_package.networks:make_net --json          the same for your model, for programs
   fitact-fx coverage torchvision:resnet50 --input 1,3,224,224    where a fault could still get past the bounds
   fitact-fx faults draw torchvision:resnet18 --rate 1e-6         the bits that go wrong in one trial; replay them
+  fitact-fx plan torchvision:resnet18 --per tensor               how many faults a claim takes
+  fitact-fx campaign run.toml --store run.db --workers 8         variants beside each other on the same faults
+  fitact-fx resume run.db; fitact-fx report run.db --html run.html; fitact-fx compare run.db
 
 Exit status: 0 all is well; 1 `inspect` found that the model cannot be protected, or `faults replay` that the
 model's memory is not as it was before; 2 an error, told on stderr.
@@ -93,7 +99,9 @@ def parser() -> Parser:
     top.add_argument(
         "--version", action="version", version=f"fitact-fx {version('fitact-fx')}, torch {torch.__version__}"
     )
-    commands = top.add_subparsers(title="commands", required=True, metavar="{demo,inspect,coverage,faults}")
+    commands = top.add_subparsers(
+        title="commands", required=True, metavar="{demo,inspect,coverage,faults,plan,campaign,resume,report,compare}"
+    )
 
     demo = commands.add_parser("demo", help="train, harden and attack a small network", description=DEMO, **shape)
     demo.add_argument(
@@ -130,7 +138,10 @@ def parser() -> Parser:
     look.set_defaults(command=_inspect)
 
     cli_coverage.add_coverage(commands, shape).set_defaults(command=_coverage)
-    add_faults(commands, shape).set_defaults(command=_faults)
+    add_faults(commands, shape).set_defaults(command=_told)
+    add_plan(commands, shape).set_defaults(command=_plan)
+    for command in add_campaigns(commands, shape):
+        command.set_defaults(command=_told)
     return top
 
 
@@ -158,7 +169,12 @@ def _coverage(options: argparse.Namespace) -> int:
     return 0
 
 
-def _faults(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> int:
+    print(cli_plan.report(options))
+    return 0
+
+
+def _told(options: argparse.Namespace) -> int:
     printed, status = options.report(options)
     print(printed)
     return int(status)

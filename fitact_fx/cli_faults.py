@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fitact_fx.errors import FaultError
+from fitact_fx.fault_words import bits_in, fault_maker
 from fitact_fx.faults import FaultList, FaultModel, Target, find_fault_model, formats
 from fitact_fx.faults.fault_models import names as fault_names
 from fitact_fx.faults.targets import KINDS
@@ -186,21 +187,11 @@ def _drawn_on(options: argparse.Namespace) -> tuple[nn.Module, list[str] | None]
 
 
 def _fault_model(options: argparse.Namespace) -> FaultModel:
-    make = find_fault_model(options.fault)
     places = None if options.place is None else [_place(each) for each in options.place]
-    bits = None if options.bits is None else [int(bit) if bit.isdecimal() else bit for bit in options.bits.split(",")]
+    bits = None if options.bits is None else bits_in(options.bits)
     given = {"rate": options.rate, "count": options.count, "places": places, "bits": bits, "width": options.width}
-    wanted = {name: value for name, value in given.items() if value is not None}
-    taken = inspect.signature(make).parameters
-    for name in wanted:
-        if name not in taken:
-            raise FaultError(
-                f"the fault {options.fault!r} has no {name};\n  leave out --{name}, or choose another --fault"
-            )
-    for name, parameter in taken.items():
-        if parameter.default is parameter.empty and name not in wanted:
-            raise FaultError(f"the fault {options.fault!r} needs a {name};\n  add --{name}")
-    return make(**wanted)
+    wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return fault_maker(options.fault, wanted)(**wanted)
 
 
 def _place(text: str) -> tuple[Any, ...]:

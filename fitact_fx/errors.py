@@ -39,6 +39,10 @@ class FaultError(FitactError):
     """A fault, format or fault list that cannot be drawn, read or applied."""
 
 
+class CampaignError(FitactError):
+    """A campaign that cannot be planned, run, resumed or read."""
+
+
 class UncalibratedWarning(UserWarning):
     """A hardened model ran before its bounds were set: it protects nothing yet."""
 

@@ -1,7 +1,11 @@
 """What an exported graph takes for granted about its inputs, checked whenever it runs."""
 
+import builtins
+import marshal
+import math
 import re
-from typing import NamedTuple
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +60,39 @@ class InputGuards(nn.Module):
             raise TracingError(
                 f"the inputs have other shapes than this graph was exported for: it needs {told};\n  {_REMEDY}"
             ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """torch.export's check is a function that it generated: its code is all there is to pickle."""
+        modules = {name: module for name, module in self._modules.items() if name != "guards"}
+        attributes = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**attributes, "_modules": modules, "check": marshal.dumps(_generated(self.guards))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        attributes = {name: value for name, value in state.items() if name != "check"}
+        super().__setstate__(attributes)  # type: ignore[no-untyped-call]
+        # Whoever unpickles a model runs what it holds anyway.
+        self.guards = _guards_of(marshal.loads(state["check"]))  # noqa: S302
+
+
+def _generated(guards: nn.Module) -> CodeType:
+    wrapped: Any = guards.forward
+    cells = zip(wrapped.__code__.co_freevars, wrapped.__closure__ or (), strict=True)
+    function = {name: cell.cell_contents for name, cell in cells}.get("func", wrapped)
+    assert isinstance(function, FunctionType)
+    return function.__code__
+
+
+def _guards_of(code: CodeType) -> nn.Module:
+    """As torch.export makes its module of checks."""
+    from torch._dynamo import dont_skip_tracing
+    from torch.export._unlift import GuardsFn
+    from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
+
+    guards: Any = GuardsFn()
+    names = {**SYMPY_INTERP, "math": math, "inf": math.inf, "__builtins__": vars(builtins)}
+    guards.forward = dont_skip_tracing(FunctionType(code, names))
+    guards._is_impure = True  # noqa: SLF001  torch's own name: its call has no result, and is not dead
+    return guards.eval()  # type: ignore[no-any-return]
 
 
 def _fits(value: object, taken: Taken) -> bool:

@@ -25,7 +25,7 @@ def load_model(spec: str) -> nn.Module:
         raise FitactError(
             f"SPEC {spec!r} names no model;\n  write torchvision:NAME, or package.module:factory for a model of yours"
         )
-    model = _from_torchvision(name) if module_name == "torchvision" else _made_by(spec, module_name, name)
+    model = _from_torchvision(name) if module_name == "torchvision" else made_by(spec, module_name, name)
     if not isinstance(model, nn.Module):
         raise FitactError(f"{spec} gives a {type(model).__name__} and not an nn.Module")
     return model
@@ -46,7 +46,8 @@ def _from_torchvision(name: str) -> object:
         return build(**{option: None for option in ("weights", "weights_backbone") if option in takes})
 
 
-def _made_by(spec: str, module_name: str, name: str) -> object:
+def made_by(spec: str, module_name: str, name: str) -> object:
+    """What the user's own `module_name:name` is, or gives when called. FitactError with what their code raised."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: the user's own code lies in the current folder
     try:

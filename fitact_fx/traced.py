@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.utils.hooks import RemovableHandle
 
 from fitact_fx.errors import TracingError
+from fitact_fx.graph_lines import Line, graph_of, lines_of
 from fitact_fx.nodes import free_name, owning_module
 from fitact_fx.ownership import skeleton, trainability_kept
 from fitact_fx.unseen import UnseenCode
@@ -143,6 +145,25 @@ class TracedModule(GraphModule):
             if isinstance(module, UnseenCode):
                 module.join(copied)
         return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the graph itself: GraphModule's own way is to trace its code again, which loses what it is."""
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
+        attributes = {name: value for name, value in state.items() if name != "_graph"}
+        return _empty, (type(self).__name__,), (attributes, lines_of(self.graph))
+
+    def __setstate__(self, state: tuple[dict[str, Any], list[Line]]) -> None:
+        attributes, lines = state
+        super().__setstate__(attributes)  # type: ignore[no-untyped-call]
+        self.graph = graph_of(lines)
+        # Hooks are numbered by process: without this, the next one that is registered could replace one of these.
+        taken = [number for module in self.modules() for table in _HOOKS for number in getattr(module, table)]
+        RemovableHandle.next_id = max([RemovableHandle.next_id, *(number + 1 for number in taken)])
+
+
+def _empty(name: str) -> TracedModule:
+    """To be filled by `__setstate__`."""
+    return TracedModule(nn.Module(), Graph(), name)
 
 
 def parts(model: nn.Module) -> dict[str, TracedModule]:

@@ -95,7 +95,7 @@ def test_a_data_loader_with_and_without_targets_is_data():
         ([torch.tensor(1.0)], "batch 0 holds no samples"),
         (
             [X, X * float("nan")],
-            "batch 1 holds NaN;\n  no bound can be learned from it: clean the data",
+            "batch 1 holds NaN, which is nothing to learn bounds from;\n  clean the data",
         ),
     ],
 )

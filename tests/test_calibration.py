@@ -302,7 +302,7 @@ class Overflowing(nn.Module):
     [
         (
             _with(float("nan")),
-            "batch 3 holds NaN;\n  no bound can be learned from it: clean the data",
+            "batch 3 holds NaN, which is nothing to learn bounds from;\n  clean the data",
         ),
         (_with(float("inf")), "its clean values hold NaN or infinity in batch 3"),
         ([], "the data is empty"),

@@ -16,6 +16,7 @@ from fitact_fx.errors import FitactError
 from fitact_fx.model_spec import example_input, load_model
 
 Streams = pytest.CaptureFixture[str]
+COMMANDS = "{demo,inspect,coverage,faults,plan,campaign,resume,report,compare}"
 
 NETWORK = """
 import torch
@@ -174,8 +175,14 @@ def test_an_error_is_told_on_stderr_in_two_lines(arguments: list[str], message: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: {demo,inspect,coverage,faults}\n  see fitact-fx --help\n"),
-        (["explain"], "argument {demo,inspect,coverage,faults}: invalid choice: 'explain'"),
+        (
+            [],
+            f"the following arguments are required: {COMMANDS}\n  see fitact-fx --help\n",
+        ),
+        (
+            ["explain"],
+            f"argument {COMMANDS}: invalid choice: 'explain'",
+        ),
         (
             ["demo", "--trials", "0"],
             "argument --trials: '0' is not a positive whole number\n  see fitact-fx demo --help\n",
@@ -224,7 +231,19 @@ def test_an_interrupt_leaves_quietly(capsys: Streams, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["demo", "--help"], ["inspect", "--help"], ["coverage", "--help"], ["--version"]]
+    "words",
+    [
+        ["--help"],
+        ["demo", "--help"],
+        ["inspect", "--help"],
+        ["coverage", "--help"],
+        ["plan", "--help"],
+        ["campaign", "--help"],
+        ["resume", "--help"],
+        ["report", "--help"],
+        ["compare", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_fits_the_terminal(words: list[str], capsys: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "110")

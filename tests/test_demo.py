@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from synthetic_campaigns import settings
 
 import fitact_fx
 from fitact_fx import demo, models
-from fitact_fx.campaigns.trials import Accuracies
+from fitact_fx.campaigns import CampaignResult, Store
+from fitact_fx.campaigns.rows import Condition, Row
 from fitact_fx.cli import main
 from fitact_fx.demo import Options, run
 from fitact_fx.faults import BitFlip
@@ -106,20 +108,42 @@ def test_the_same_seed_gives_the_same_numbers(ran: tuple[Path, dict[str, Any], s
     assert torch.get_num_threads() == threads
 
 
-def compared(neuron: float, time: float) -> Comparison:
-    """Two draws at two rates; at 1e-5 the plain network is at 20 %."""
+def test_the_store_is_left_in_the_folder_in_place_of_another_demos(ran: tuple[Path, dict[str, Any], str]) -> None:
+    folder, found, _ = ran
+    kept = Store.read(folder / "campaign.db")
+    assert kept.values("FitAct layer", "0.0001").tolist() == found["protections"]["FitAct layer"]["faulty"][2]["draws"]
+    fewer = run(Options(trials=2, images=32, out=folder, run_time=False))  # of which the store there would be refused
+    assert len(Store.read(folder / "campaign.db").rows) == len(fewer.comparison.campaign.rows) == 4 * 4 * 2
+
+
+def swept(clean: dict[str, float], draws: dict[tuple[str, float], list[float]]) -> CampaignResult:
+    """A rate sweep with these accuracies."""
+    conditions = [Condition(f"{rate:g}", len(each), 1000, rate=rate) for (_, rate), each in draws.items()]
+    rows = [
+        Row(name, f"{rate:g}", trial, 3, "", accuracy, 0.0, 0.0, 0.0)
+        for (name, rate), each in draws.items()
+        for trial, accuracy in enumerate(each)
+    ]
+    told = settings(tuple(clean))
+    for name, accuracy in clean.items():
+        told["variants"][name]["clean"]["accuracy"] = accuracy
+    return CampaignResult(told, tuple(dict.fromkeys(conditions)), tuple(rows), ())
+
+
+def compared(neuron: float, time: float, lower: float = 0.9) -> Comparison:
+    """Two draws at two rates; at 1e-5 the plain network is at 20 %, at 1e-6 the last one at `lower`."""
     draws = {
         ("none", 1e-6): [0.9, 0.8],
         ("none", 1e-5): [0.1, 0.3],
         ("Ranger layer", 1e-6): [0.9, 0.9],
         ("Ranger layer", 1e-5): [0.5, 0.5],
-        ("FitAct neuron", 1e-6): [0.9, 0.9],
+        ("FitAct neuron", 1e-6): [lower, lower],
         ("FitAct neuron", 1e-5): [neuron, neuron],
     }
     clean = {"none": 0.95, "Ranger layer": 0.95, "FitAct neuron": 0.945}
     memory = {"none": 0, "Ranger layer": 16, "FitAct neuron": 2048}
     times = {"none": 1.0, "Ranger layer": 1.1, "FitAct neuron": time}
-    return Comparison(Accuracies(clean, {key: np.array(values) for key, values in draws.items()}), memory, times)
+    return Comparison(swept(clean, draws), memory, times)
 
 
 def test_the_table_reads_from_left_to_right() -> None:
@@ -147,14 +171,13 @@ def test_the_sentences_say_what_the_numbers_say(neuron: float, time: float, said
 
 
 def test_the_sentences_tell_where_the_last_row_falls_behind() -> None:
-    found = compared(0.8, 1.0)
-    found.accuracies.draws["FitAct neuron", 1e-6][:] = 0.85
+    found = compared(0.8, 1.0, lower=0.85)
     said = "But it is 5.0 points worse than Ranger layer (95 % interval 5.0 to 5.0) at 1e-6. It costs"
     assert said in found.sentences()
 
 
 def test_a_single_draw_has_no_interval() -> None:
-    one = Accuracies({"none": 1.0, "best": 1.0}, {("none", 1e-5): np.array([0.5]), ("best", 1e-5): np.array([0.75])})
+    one = swept({"none": 1.0, "best": 1.0}, {("none", 1e-5): [0.5], ("best", 1e-5): [0.75]})
     found = Comparison(one, {"none": 0, "best": 4}, {})
     assert found.table().splitlines()[2].split() == ["none", "100.0", "50.0", "-", "-"]
     assert found.as_json()["best"]["faulty"][0]["interval"] is None

@@ -10,7 +10,7 @@ from torch import nn
 
 from fitact_fx.errors import FaultError
 from fitact_fx.faults import BitFlip
-from fitact_fx.faults.drawing import _count_table, _distinct, draw_positions, stream
+from fitact_fx.faults.drawing import _count_table, _distinct, draw_positions, permuted, stream
 
 ONCE_IN_TEN_THOUSAND = 1e-4  # seeds are fixed: these tests pass always or never
 
@@ -156,3 +156,37 @@ def test_a_format_that_a_tensor_cannot_hold_is_refused():
         "tensor 'weight' is bfloat16, which cannot hold q15.16 numbers; "
         "choose another format, or convert the model to float32 or float64"
     )
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 16, 17, 1000, 4096, 5000])
+def test_an_order_holds_every_position_once(total: int) -> None:
+    order = [permuted(3, "conv1.weight", total, index) for index in range(total)]
+    assert sorted(order) == list(range(total))
+
+
+def test_orders_of_other_seeds_and_names_are_other_orders() -> None:
+    orders = {
+        tuple(permuted(seed, name, 1000, index) for index in range(100)) for seed in range(5) for name in ("a", "b")
+    }
+    assert len(orders) == 10
+
+
+def test_every_position_comes_first_equally_often() -> None:
+    total, seeds = 11, 5500
+    counts = np.bincount([permuted(seed, "w", total, 0) for seed in range(seeds)], minlength=total)
+    expected = seeds / total
+    assert ((counts - expected) ** 2 / expected).sum() < 29.6  # chi-square, 10 degrees of freedom, 0.1 %
+
+
+def test_neighbours_in_the_order_are_independent() -> None:
+    total = 10_000
+    order = np.array([permuted(0, "w", total, index) for index in range(total)])
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.04  # four standard errors
+
+
+def test_the_order_is_the_same_on_every_machine() -> None:
+    assert [permuted(0, "conv1.weight", 10**12, index) for index in range(3)] == [
+        630450118886,
+        232950009247,
+        708263904425,
+    ]

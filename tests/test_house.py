@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Each line imports only from lines above it. A name is a module of fitact_fx or a whole folder; inside a
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
-errors nodes source ambience
+errors nodes source ambience graph_lines
 ownership unseen
 granularity policies batches statistics dimensions traced
 spec holdout
@@ -40,7 +40,13 @@ campaigns models model_spec
 replaying
 reports
 demo testing
-cli_faults cli_coverage
+fault_words
+campaign_keys
+campaign_file
+campaign_data
+campaign_words
+cli_faults cli_coverage cli_plan cli_compare cli_report
+cli_campaigns
 cli __init__
 __main__
 """

@@ -19,13 +19,15 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import fitact_fx
-from fitact_fx.batches import as_batches
-from fitact_fx.campaigns.trials import Accuracies, accuracy, measure
+from fitact_fx import run_campaign
+from fitact_fx.campaigns import CampaignResult
+from fitact_fx.faults import BitFlip
 from fitact_fx.models import alexnet_cifar, load_cifar10, load_weights, resnet20
 from fitact_fx.schemes.fitact import FitAct
 
 NETWORKS = {"resnet20": resnet20, "alexnet": alexnet_cifar}
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
+CELLS = tuple(f"{rate:g}" for rate in RATES)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,11 +41,11 @@ def main() -> None:
     cifar = load_cifar10(options.data / "data" / "cifar10.npz")
     train = _in_batches(cifar.train(options.train_images), 128)
     variants, notes = _variants(model, train, options.seed)
-    everything = list(as_batches(_in_batches(cifar.test(), 500)))
-    clean = {name: accuracy(variant, everything) for name, variant in variants.items()}
-    found = measure(
-        variants, cifar.test(options.images), RATES, trials=options.trials, format="q15.16", seed=options.seed + 1000
-    )
+    asked = {"format": "q15.16", "seed": options.seed + 1000, "threads": options.threads}
+    # Every campaign runs its variants without faults first, and one at rate 0 has no more to do.
+    whole = run_campaign(variants, cifar.test(), BitFlip, [0], trials=1, suffixes=False, **asked)
+    clean = {name: told["clean"]["accuracy"] for name, told in whole.settings["variants"].items()}
+    found = run_campaign(variants, cifar.test(options.images), BitFlip, RATES, trials=options.trials, **asked)
     page = _page(options, clean, found, notes)
     print(page)
     (RESULTS / f"fitact_{options.network}.md").write_text(page)
@@ -71,20 +73,19 @@ def _in_batches(data: tuple[Tensor, Tensor], size: int) -> list[object]:
     return list(zip(*(part.split(size) for part in data), strict=True))
 
 
-def _page(options: argparse.Namespace, clean: dict[str, float], found: Accuracies, notes: list[str]) -> str:
-    def cell(name: str, rate: float) -> str:
-        interval = found.interval(name, rate)
+def _page(options: argparse.Namespace, clean: dict[str, float], found: CampaignResult, notes: list[str]) -> str:
+    def mean(name: str, cell: str) -> str:
+        interval = found.interval(name, cell)
         return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
-    rows = [[name, f"{100 * clean[name]:.2f}", *(cell(name, rate) for rate in RATES)] for name in clean]
-    worst = [[name, *(f"{100 * found.worst(name, rate):.1f}" for rate in RATES)] for name in clean]
+    rows = [[name, f"{100 * clean[name]:.2f}", *(mean(name, cell) for cell in CELLS)] for name in clean]
+    worst = [[name, *(f"{100 * found.worst(name, cell):.1f}" for cell in CELLS)] for name in clean]
     pairs = [
         ("FitAct, learned", "neuron, calibrated"),
         ("FitAct, learned", "layer, clamp"),
         ("neuron, calibrated", "layer, clamp"),
     ]
-    differences = [[f"{a} minus {b}", *(_difference(found, a, b, rate) for rate in RATES)] for a, b in pairs]
-    heads = [f"{rate:g}" for rate in RATES]
+    differences = [[f"{a} minus {b}", *(_difference(found, a, b, cell) for cell in CELLS)] for a, b in pairs]
     command = (
         f"`python tools/measure_fitact.py {options.network} --data DIR --trials {options.trials} "
         f"--images {options.images} --train-images {options.train_images} --seed {options.seed}`"
@@ -99,23 +100,27 @@ def _page(options: argparse.Namespace, clean: dict[str, float], found: Accuracie
         f"# FitAct on {options.network}, CIFAR-10",
         command,
         conditions,
-        tabulate(rows, ["variant", "clean", *heads], tablefmt="github"),
+        tabulate(rows, ["variant", "clean", *CELLS], tablefmt="github"),
         "Worst draw:",
-        tabulate(worst, ["variant", *heads], tablefmt="github"),
+        tabulate(worst, ["variant", *CELLS], tablefmt="github"),
         "Paired differences on the same draws, in points:",
-        tabulate(differences, ["difference", *heads], tablefmt="github"),
+        tabulate(differences, ["difference", *CELLS], tablefmt="github"),
         *notes,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _difference(found: Accuracies, a: str, b: str, rate: float) -> str:
-    interval = found.difference(a, b, rate)
+def _difference(found: CampaignResult, a: str, b: str, cell: str) -> str:
+    interval = found.difference(a, b, cell)
     return f"{100 * interval.mean:+.2f} [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
 
 
-def _data(options: argparse.Namespace, clean: dict[str, float], found: Accuracies) -> dict[str, object]:
-    draws = [{"variant": name, "rate": rate, "accuracies": list(each)} for (name, rate), each in found.draws.items()]
+def _data(options: argparse.Namespace, clean: dict[str, float], found: CampaignResult) -> dict[str, object]:
+    draws = [
+        {"variant": name, "rate": rate, "accuracies": found.values(name, cell).tolist()}
+        for name in clean
+        for rate, cell in zip(RATES, CELLS, strict=True)
+    ]
     asked = {name: value for name, value in vars(options).items() if name != "data"}
     return {"options": asked, "clean": clean, "draws": draws}
 

@@ -73,6 +73,16 @@ class HitNode:
     def __init__(self, node: Injected, loaded: Tensor, clears: bool) -> None:
         self.node, self.loaded, self.clears = node, loaded, clears
 
+    @property
+    def name(self) -> str:
+        """The node's."""
+        return self.node.name
+
+    @property
+    def changes(self) -> bool:
+        """What is hit shows only when the model runs."""
+        return self.node.hits > 0
+
     def applied(self) -> None:
         """Nothing to note: only a list changes what is loaded."""
 

@@ -55,6 +55,11 @@ class Applied(AbstractContextManager[None]):
     ) -> None:
         self._leave()
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Inside: the names of what is not, bit for bit, what it was; a fault may hit a bit that is so already."""
+        return tuple(one.name for one in self.undo if one.changes)
+
     def _claim(self, memory: Memory) -> None:
         with _claiming:
             for claim in _claims:

@@ -21,6 +21,7 @@ _MEAN_PER_BLOCK = 16
 _WIDEST_BLOCK = 40  # log2 of its bits; a position must fit in 63 bits with room to spare
 _DENSE = 1 / 64  # above this rate, a word for each bit
 _PIECE = 1 << 20  # bits drawn at once in a dense draw; bounds the memory, changes nothing else
+_TURNS = 8  # of the Feistel network; four make it as good as random, and small halves want more
 _PRECISION = 192  # bits behind the point while a table is made; the table itself keeps 64
 
 Positions = NDArray[np.int64]
@@ -69,6 +70,25 @@ def draw_count(words: np.random.Philox, total: int, count: int) -> Positions:
         fresh = (words.random_raw(missing) >> unused).astype(np.int64)
         found = np.unique(np.concatenate([found, fresh[fresh < total]]))
     return found
+
+
+def permuted(seed: int, name: str, total: int, index: int) -> int:
+    """Where `index` stands in a random order of `total` positions; each seed and name has an order of its own.
+
+    A Feistel network over the next power of four, walked until it comes out below `total`: any part of the order can
+    be had without the rest.
+    """
+    half = max(1, (max(total - 1, 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & low
+        for turn in range(_TURNS):
+            text = f"fitact_fx.faults/order/1/{seed}/{name}/{turn}/{right}"
+            mixed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+            left, right = right, left ^ (mixed & low)
+        index = left << half | right
+        if index < total:
+            return index
 
 
 def _each_on_its_own(words: np.random.Philox, total: int, rate: float) -> Positions:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -85,7 +84,7 @@ class FaultList:
         """The same for equal lists only: of everything."""
         return _digest(self._header(), *(part for one in self.tensors for part in (one.elements, one.values)))
 
-    def applied(self, model: nn.Module | Memory) -> AbstractContextManager[None]:
+    def applied(self, model: nn.Module | Memory) -> applying.Applied:
         """`with faults.applied(model):` the faults are in the model's own memory, and nowhere after it.
 
         This changes the user's model, for the length of the block; every other tensor, and every element

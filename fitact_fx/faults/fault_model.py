@@ -114,7 +114,7 @@ class FaultModel(ABC):
         seed, trial = index(seed), index(trial)
         stored = as_format(format)
         memory = Memory.of(model)
-        shapes = _shapes(self._cells(memory, targets), stored, inferences)
+        shapes = _shapes(self.cells(memory, targets), stored, inferences)
         ways = np.array(self.ways(stored), np.int64)
         hit = self._positions(memory, shapes, len(ways), ways, seed, trial)
         tensors = []
@@ -136,7 +136,8 @@ class FaultModel(ABC):
         mean = float(self.rate or 0.0) * elements * len(self.ways(stored))
         return max(1, min(elements, ceil(mean + 8 * sqrt(mean)) + 8))
 
-    def _cells(self, memory: Memory, targets: Sequence[str | Target] | None) -> tuple[Cell, ...]:
+    def cells(self, memory: Memory, targets: Sequence[str | Target] | None = None) -> tuple[Cell, ...]:
+        """What a draw with these `targets` can hit; FaultError as in `draw`."""
         if targets is not None and not targets:
             raise FaultError("targets is empty, so there is nothing to hit;\n  leave it out for the usual ones")
         if targets is not None:

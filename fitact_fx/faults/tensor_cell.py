@@ -26,6 +26,10 @@ _WATCHED = 16
 class Undo(Protocol):
     """How to undo the faults in one cell; see `HitTensor`."""
 
+    @property
+    def name(self) -> str: ...
+    @property
+    def changes(self) -> bool: ...
     def applied(self) -> None: ...
     def disturbed(self) -> str | None: ...
     def undo(self) -> None: ...
@@ -156,6 +160,16 @@ class HitTensor:
         self.memory, self.places, self.before = memory, places, before
         self.pointer, self.clean = cell.tensor.data_ptr(), cell.version
         self.version: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The tensor's."""
+        return self.cell.name
+
+    @property
+    def changes(self) -> bool:
+        """Whether any word is another one than before."""
+        return bool((self.memory[self.places] != self.before).any())
 
     def applied(self) -> None:
         """All faults of the list are in: from now on nobody else is to write. Views may share the count of writes."""
