@@ -87,9 +87,7 @@ class Ground:
     def inside(self, question: Question, how: How, trials: int) -> Inside:
         """A campaign of ours, set up."""
         data = (self.inputs, self.labels)
-        return Inside.of(
-            self.model, data, question.kind, how, trials=trials, targets=self.targets, format=FORMAT
-        )
+        return Inside.of(self.model, data, question.kind, how, trials=trials, targets=self.targets, format=FORMAT)
 
     def judged(self, outputs: Tensor) -> float:
         """What the loop of another tool's user works out: the accuracy, and the share of silent corruptions."""

@@ -18,6 +18,7 @@ RATE = 1e-5
 SECONDS = 20.0  # of each run behind its set-up
 ROUNDS = 3
 
+
 def measure(plan: Plan) -> dict[str, Any]:
     """The same campaign again and again, in one process and in two; what the store says its trials took counts."""
     images, rounds = (8, 1) if plan.quick else (256, ROUNDS)
@@ -44,6 +45,7 @@ def measure(plan: Plan) -> dict[str, Any]:
             _check("dask", answers(found.rows), rows)
     return {
         "images": images,
+        "rate": f"{RATE:g}",
         "trials": trials,
         "rounds": rounds,
         "seconds": times,

@@ -154,8 +154,8 @@ def _dask(job: Work, client: Any) -> Iterator[_Given]:
         def teardown(self, worker: object) -> None:
             forget(token)
 
-    client.register_plugin(Bring(), name=token)
     try:
+        client.register_plugin(Bring(), name=token)
         yield _Given(client.get_executor(pure=False), token, None, lambda: sum(client.nthreads().values()))
     finally:
         with suppress(Exception):  # the cluster may be gone, and the plugin with it
