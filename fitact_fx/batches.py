@@ -147,7 +147,7 @@ def class_labels(targets: Tensor, logits: Tensor) -> Tensor:
 def logits_of(output: object) -> Tensor:
     """The class scores in a model's output, (N, classes, ...): a tensor, `.logits`, or the first of several."""
     if isinstance(output, Mapping):
-        output = output.get("logits", next(iter(output.values())))
+        output = output.get("logits", next(iter(output.values()), None))
     elif hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, tuple | list) and output:

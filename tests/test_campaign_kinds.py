@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import fitact_fx
-from fitact_fx.campaigns.kinds import Cell, Draws, Exhaustive, Kind, Question, RateSweep, SingleFaults, find_kind
+from fitact_fx.campaigns.kinds import Draws, Exhaustive, Kind, RateSweep, SingleFaults, find_kind
+from fitact_fx.campaigns.questions import Cell, Question
 from fitact_fx.errors import CampaignError, FitactError
 from fitact_fx.faults import BitFlip, Burst, FaultList, Memory, RandomWord, StuckAt, Zero, find_format
 from fitact_fx.injection import inject

@@ -51,7 +51,7 @@ def _answer(plan: Plan, sides: Sides, peers: Sequence[str]) -> dict[str, Any]:
 
 
 def _ours(plan: Plan, ground: Ground, question: Question) -> dict[str, Any]:
-    """Until the interval is narrow enough, where a pilot says that this takes less than the limit; else extrapolated."""
+    """Until the interval is narrow enough, where a pilot says that this is quick; else extrapolated."""
     if plan.quick:
         found, spent = timed(_run, ground, question, 40, MARGIN, False)
         return _told(found, question, spent, len(found.rows), extrapolated=False)

@@ -1,6 +1,7 @@
 """Part `overhead`: what a campaign costs beyond its forwards."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,8 +32,8 @@ def measure(plan: Plan) -> dict[str, Any]:
         inputs, labels = plan.images(images)
         inside = Inside.of(model, (inputs, labels), RateSweep(RATES), How(True, False, False), trials=trials)
         bare = _bare(model, inputs)
-        for number in range(len(RATES)):
-            cases.append({"images": images, "trials": trials, **_case(inside, number, bare)})
+        sizes = {"images": images, "trials": trials}
+        cases += [{**sizes, **_case(inside, number, bare)} for number in range(len(RATES))]
     return {"cases": cases}
 
 
@@ -72,7 +73,7 @@ def _case(inside: Inside, number: int, bare: Callable[[int], None]) -> dict[str,
 
 
 def _blocks(inside: Inside, number: int, path: Path) -> Iterator[int]:
-    """The loop of `run_campaign` behind its set-up, which stops in front and behind each block: how many trials that had."""
+    """The loop of `run_campaign` behind its set-up, which stops at each block: how many trials that had."""
     job = inside.job
     lane = Lane(number, VARIANT, inside.conditions[number].trials, NEVER)
     lanes = Lanes({(number, VARIANT): lane}, _block_sizes(job))
@@ -118,12 +119,12 @@ def _pieces(inside: Inside, number: int, repeats: int = 20) -> dict[str, float]:
 
 def _writing(inside: Inside, row: Any, repeats: int) -> float:
     """A block of the campaign's own size in one transaction, by the row."""
-    from dataclasses import replace
-
     times, size = Times(), _block_sizes(inside.job)[VARIANT]
-    with TemporaryDirectory(prefix="campaign-") as folder:
-        with Store.create_or_open(Path(folder) / "campaign.db", inside.settings, inside.conditions) as store:
-            for turn in range(repeats):
-                rows = [replace(row, trial=turn * size + trial) for trial in range(size)]
-                times.add(timed(store.add, rows)[1], size)
+    with (
+        TemporaryDirectory(prefix="campaign-") as folder,
+        Store.create_or_open(Path(folder) / "campaign.db", inside.settings, inside.conditions) as store,
+    ):
+        for turn in range(repeats):
+            rows = [replace(row, trial=turn * size + trial) for trial in range(size)]
+            times.add(timed(store.add, rows)[1], size)
     return times.told()["wall"]

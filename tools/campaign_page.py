@@ -13,14 +13,14 @@ _OVERHEAD = """\
 ResNet-20 with its trained weights, CIFAR-10 test images in one batch, Q15.16 bit flips over all parameters, \
 `compile=True, suffixes=False, skip=False`. *Campaign*: everything that `run_campaign` does behind its set-up \
 (compilation, clean pass), which is the same loop driven from outside: draw, inject, forward, judge, restore, write \
-to the store, decide what is next. *Bare*: `torch.compile(model)(images)` under `torch.inference_mode()`, no faults, no \
-judgement. Sides take turns, a block of the campaign (about half a second) and as many bare forwards. *Overhead* is \
+to the store, decide what is next. *Bare*: `torch.compile(model)(images)` under `torch.inference_mode()`, no faults, \
+no judgement. Sides take turns, a block of the campaign (about half a second) and as many bare forwards. *Overhead* is \
 (campaign - bare) / bare, from the medians over the turns, and from the least times."""
 _PIECES = "What a trial does besides its forward, each piece alone in a loop (warm caches), milliseconds:"
 _SUFFIXES = """\
-ResNet-50 for CIFAR-10 with its trained weights, Q15.16. The same single faults for every side: {trials} in the weight \
-of each of the {layers} convolution and linear layers, so each depth counts alike; {images} images in one batch. Trials \
-only, without set-up: each side runs a layer's trials in turn, {rounds} rounds, and of each layer the least time \
+ResNet-50 for CIFAR-10 with its trained weights, Q15.16. The same single faults for every side: {trials} in the \
+weight of each of the {layers} convolution and linear layers, so each depth counts alike; {images} images in one \
+batch. Trials only, without set-up: each side runs a layer's trials in turn, {rounds} rounds, and of each layer the least time \
 counts. Rows of the eager sides were compared in all columns but `seconds` and `way`: equal. Clean values kept: \
 {kept:.0f} MB. *By cost*: the compiled whole network, or the suffix in eager mode, whatever measured costs say is \
 quicker."""
@@ -40,11 +40,11 @@ def page(found: Mapping[str, Any]) -> str:
         "peers": ("Beside other tools", peers),
         "workers": ("Two workers", _workers),
     }
-    lines = [
-        "# What a campaign costs",
+    clocks = (
         f"`{COMMAND}`, one thread each; the two sides of a ratio come from one run and take turns. *Wall*: what a "
-        "clock shows. *Processor*: the time of the process itself, which a busy machine disturbs less.",
-    ]
+        "clock shows. *Processor*: the time of the process itself, which a busy machine disturbs less."
+    )
+    lines = ["# What a campaign costs", clocks]
     for name, part in found.items():
         title, told = sections[name]
         lines += [f"## {title}", conditions(name, part), *told(part)]
@@ -120,7 +120,7 @@ def _by_layer(layers: Mapping[str, Mapping[str, float]], groups: int = 6) -> str
 
 
 def _workers(part: Mapping[str, Any]) -> list[str]:
-    seconds, bare = part["seconds"], part["bare"]
+    seconds, bare = part["runs"], part["bare"]
     gain = median(seconds["one"]) / median(seconds["two"])
     rows = [
         {"what": "two workers / one", "times the trials (medians)": f"{gain:.2f}{goal(gain >= WORKERS)}"},

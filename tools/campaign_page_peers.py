@@ -20,13 +20,13 @@ same forward as the others'. *Eager* and *compiled*: all that `run_campaign` doe
 (median) and, below, the others' by the best of ours."""
 _ANSWER = """\
 **Equal answer.** Accuracy at two bit error rates and the SDC share of single faults, each to within {points:g} point \
-at 95 %. The others have no rule to stop by, so their user plans the sample beforehand: {planned:,} single faults for a \
-share to +-1 % (Leveugle et al., DATE 2009, p = 0.5), and {planned:,} draws for an accuracy, whose standard deviation \
-between draws is not known and is 0.5 at most. Their time is **extrapolated**: seconds per trial (the median of turns \
+at 95 %. The others have no rule to stop by, so their user plans the sample beforehand: {planned:,} single faults for \
+a share to +-1 % (Leveugle et al., DATE 2009, p = 0.5), and {planned:,} draws for an accuracy, whose standard \
+deviation between draws is not known and is 0.5 at most. Their time is **extrapolated**: seconds per trial (the median of turns \
 before and behind our run) times the plan. Ours is `run_campaign(until={margin}, compile=True)` with cold compiler \
 caches, set-up included, run to the end; where a pilot said that this takes more than the limit, it is \
-**extrapolated** too (marked ~): set-up and seconds per trial of a shorter run, and the look at which its spread between \
-draws would let it stop."""
+**extrapolated** too (marked ~): set-up and seconds per trial of a shorter run, and the look at which its spread \
+between draws would let it stop."""
 _GAIN = """\
 *Gain*: their time by ours, wall; the fastest of the others counts for the goal. *Same draws*: if their user had known \
 the spread and run exactly as many draws as ours, so that only speed is left. *Processor*: the gain in the processes' \
@@ -49,9 +49,10 @@ def peers(part: Mapping[str, Any]) -> list[str]:
 
 
 def _work(cases: Sequence[Mapping[str, Any]], others: Sequence[str]) -> str:
-    rows = []
-    for name in cases[0]["seconds"]:
-        rows.append({"ms per trial": name, **{case["question"]: ms(case["seconds"][name]["wall"]) for case in cases}})
+    rows = [
+        {"ms per trial": name, **{case["question"]: ms(case["seconds"][name]["wall"]) for case in cases}}
+        for name in cases[0]["seconds"]
+    ]
     for clock, label in (("wall", ""), ("cpu", ", processor")):
         for name in others:
             row = {"ms per trial": f"**{name} / ours{label}**"}
@@ -63,7 +64,7 @@ def _work(cases: Sequence[Mapping[str, Any]], others: Sequence[str]) -> str:
 
 
 def _by_best(seconds: Mapping[str, Mapping[str, float]], name: str, clock: str) -> str:
-    ours = min(times[clock] for tool, times in seconds.items() if tool.startswith("ours"))
+    ours = min(each[clock] for tool, each in seconds.items() if tool.startswith("ours"))
     return times(seconds[name][clock] / ours)
 
 

@@ -56,7 +56,7 @@ QUESTIONS = (Question("single fault", None), Question("BER 1e-06", 1e-6), Questi
 
 @dataclass(frozen=True)
 class Ground:
-    """A network and its images, one batch; a network with random weights is right where it answers as without faults."""
+    """A network and its images, one batch; with random weights, it is right where it answers as without faults."""
 
     name: str
     model: nn.Module

@@ -48,7 +48,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         "rate": f"{RATE:g}",
         "trials": trials,
         "rounds": rounds,
-        "seconds": times,
+        "runs": times,
         "bare": bare,
     }
 

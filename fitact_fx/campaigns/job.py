@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fitact_fx.campaigns.evaluating import Costs, Evaluator, How
-from fitact_fx.campaigns.kinds import Cell
+from fitact_fx.campaigns.questions import Cell
 from fitact_fx.campaigns.rows import Row
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric

@@ -1,108 +1,21 @@
-"""What a campaign asks: at which rates, or where a single fault hurts. Each kind says which cells it has.
-
-A cell is one condition with its trials: trial i of a cell has the same faults for every variant.
-"""
+"""What a campaign asks: at which rates, or where a single fault hurts. Each kind says which cells it has."""
 
 import glob
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
+from fitact_fx.campaigns.questions import Cell, Question, distinct_places, is_transient, places_in
 from fitact_fx.campaigns.rows import Condition
 from fitact_fx.errors import CampaignError, close_to, known
-from fitact_fx.faults import FaultList, FaultModel, Format, Memory
+from fitact_fx.faults import FaultModel
 from fitact_fx.faults.activation_cell import ActivationCell
 from fitact_fx.faults.cells import Cell as Place
-from fitact_fx.faults.drawing import permuted
 from fitact_fx.injected import NodeName
 from fitact_fx.statistics import sample_size
 
-MakeFault = Callable[..., FaultModel]
 STRATA = ("network", "tensor", "bit", "site")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One condition, and how the faults of its trials are drawn.
-
-    With `sizes`, tensor -> elements, a trial is one place of these tensors, and no place comes twice: in their order,
-    or `shuffled` by the seed. Without, each trial is a draw of the fault model.
-    """
-
-    condition: Condition
-    fault: FaultModel
-    targets: tuple[str, ...] | None
-    sizes: tuple[tuple[str, int], ...] = ()
-    shuffled: bool = False
-
-    def faults(self, memory: Memory, stored: Format, seed: int, trial: int, inferences: int | None) -> FaultList:
-        """The fault list of one trial, for this variant's memory."""
-        if not self.sizes:
-            return self.fault.draw(memory, stored, seed, trial, self.targets, inferences)
-        place = self._place(stored, seed, trial)
-        fault = replace(self.fault, rate=None, count=None, places=(place,))
-        return fault.draw(memory, stored, seed, trial)
-
-    def _place(self, stored: Format, seed: int, trial: int) -> tuple[str, int] | tuple[str, int, int]:
-        bit = self.condition.bit
-        ways = self.fault.ways(stored) if bit is None else (bit,)
-        position, total = trial, sum(elements for _, elements in self.sizes) * len(ways)
-        if not 0 <= trial < total:  # no cell has more trials than places
-            raise ValueError(f"trial {trial} is none of {total} places")
-        if self.shuffled:
-            position = permuted(seed, self.condition.name, total, trial)
-        tensors = iter(self.sizes)
-        tensor, elements = next(tensors)
-        while position >= elements * len(ways):
-            position -= elements * len(ways)
-            tensor, elements = next(tensors)
-        element, way = divmod(position, len(ways))
-        return (tensor, element) if self.fault.effect.of_word else (tensor, element, ways[way])
-
-
-@dataclass(frozen=True)
-class Question:
-    """What every kind is given: the fault model to be made, what it can hit, and how many trials the user wants.
-
-    `trials` is None where the kind is to plan them itself. The memories are those of the variants, by name.
-    """
-
-    fault: MakeFault | FaultModel
-    memories: Mapping[str, Memory]
-    format: Format
-    targets: tuple[str, ...] | None
-    trials: int | None
-
-    def made(self, **how: object) -> FaultModel:
-        """The fault model, struck this often. CampaignError if it does not take that."""
-        if not callable(self.fault):
-            raise CampaignError(f"fault is {self.fault!r};\n  give a fault model itself, such as fault=BitFlip")
-        try:
-            made = self.fault(**how)
-        except TypeError as error:
-            remedy = "bind what else it needs with functools.partial, such as partial(Burst, width=2)"
-            if "argument 'bits'" in str(error):
-                remedy = "it hits whole words: choose no bits"
-            raise CampaignError(f"fault cannot be made with {how}: {error};\n  {remedy}") from error
-        if not isinstance(made, FaultModel):
-            raise CampaignError(f"fault makes a {type(made).__name__};\n  give a fault model, such as fault=BitFlip")
-        return made
-
-    def shared(self, targets: Sequence[str]) -> tuple[Place, ...]:
-        """What these targets mean, in the first variant's order. CampaignError unless it is the same in all of them."""
-        chosen = {name: memory.chosen(targets) for name, memory in self.memories.items()}
-        (first, places), *others = chosen.items()
-        names = {place.name: place.shape for place in places}
-        for name, theirs in others:
-            apart = names.items() ^ {place.name: place.shape for place in theirs}.items()
-            if apart:
-                some = min(tensor for tensor, _ in apart)
-                raise CampaignError(
-                    f"variants {first!r} and {name!r} differ in what can be hit (tensor {some!r}), so that single "
-                    'faults could not be the same in both;\n  choose what they share, such as targets=["parameters"]'
-                )
-        return places
 
 
 class Kind(ABC):
@@ -147,7 +60,7 @@ class RateSweep(Kind):
     def _population(fault: FaultModel, question: Question) -> int:
         ways = len(fault.ways(question.format))
         return max(
-            sum(_places(cell, ways) for cell in fault.cells(memory, question.targets))
+            sum(places_in(cell, ways) for cell in fault.cells(memory, question.targets))
             for memory in question.memories.values()
         )
 
@@ -176,7 +89,7 @@ class SingleFaults(Kind):
         fault = question.made(count=1)
         ways = fault.ways(question.format)
         targets = question.targets or ("parameters",)
-        places = tuple(place for place in question.shared(targets) if _places(place, 1))
+        places = tuple(place for place in question.shared(targets) if places_in(place, 1))
         if not places:
             raise CampaignError(
                 "what is targeted has no elements, so there is no place for a fault;\n  choose other targets"
@@ -184,8 +97,8 @@ class SingleFaults(Kind):
         if self.per == "bit":
             return self._per_bit(question, targets, places, fault)
         if self.per == "network":
-            population = sum(_places(place, len(ways)) for place in places)
-            return (_distinct(self._condition("all", population, question), fault, targets, places),)
+            population = sum(places_in(place, len(ways)) for place in places)
+            return (distinct_places(self._condition("all", population, question), fault, targets, places),)
         if self.per == "site" and not all(isinstance(place, ActivationCell) for place in places):
             raise CampaignError('sites are hit at injection nodes;\n  add at="*" (globs over the names of sites)')
         return tuple(self._of(place, question, fault, len(ways)) for place in places)
@@ -193,13 +106,13 @@ class SingleFaults(Kind):
     def _per_bit(
         self, question: Question, targets: tuple[str, ...], places: Sequence[Place], fault: FaultModel
     ) -> tuple[Cell, ...]:
-        population = sum(_places(place, 1) for place in places)
+        population = sum(places_in(place, 1) for place in places)
         if fault.effect.of_word:
             raise CampaignError("the fault hits whole words, so there is no stratum per bit;\n  choose another stratum")
         return tuple(
-            _distinct(
+            distinct_places(
                 self._condition(f"bit {bit}", population, question, bit=bit),
-                question.made(count=1, bits=bit) if _is_transient(places) else fault,
+                question.made(count=1, bits=bit) if is_transient(places) else fault,
                 targets,
                 places,
             )
@@ -212,7 +125,9 @@ class SingleFaults(Kind):
         if node is not None:
             name = about["site"] = node.point
         target = f"{place.kind}:{glob.escape(place.name)}"
-        return _distinct(self._condition(name, _places(place, ways), question, **about), fault, (target,), (place,))
+        return distinct_places(
+            self._condition(name, places_in(place, ways), question, **about), fault, (target,), (place,)
+        )
 
     def _condition(self, name: str, population: int, question: Question, **about: object) -> Condition:
         trials = question.trials
@@ -260,7 +175,7 @@ class Draws(Kind):
         found = [self.fault.cells(memory, question.targets) for memory in question.memories.values()]
         if self.fault.count is not None:
             found = [question.shared(question.targets or ("parameters",))]
-        population = max(sum(_places(place, ways) for place in places) for places in found)
+        population = max(sum(places_in(place, ways) for place in places) for places in found)
         trials = 100 if question.trials is None else question.trials
         condition = Condition("all", trials, population, rate=self.fault.rate)
         return (Cell(condition, self.fault, question.targets),)
@@ -280,22 +195,3 @@ def _written(rate: float) -> str:
     """Short, and another text for another rate."""
     short = f"{rate:g}"
     return short if float(short) == rate else repr(rate)
-
-
-def _distinct(condition: Condition, fault: FaultModel, targets: tuple[str, ...], places: Sequence[Place]) -> Cell:
-    """A cell whose trials are different places of these tensors, in an order that only the seed decides."""
-    if _is_transient(places):
-        return Cell(condition, fault, targets)
-    condition = replace(condition, trials=min(condition.trials, condition.population))
-    # Sorted by name: variants register their tensors in different orders.
-    sizes = sorted((place.name, _places(place, 1)) for place in places)
-    return Cell(condition, fault, targets, tuple(sizes), shuffled=True)
-
-
-def _is_transient(places: Sequence[Place]) -> bool:
-    return any(isinstance(place, ActivationCell) and not place.node.permanent for place in places)
-
-
-def _places(place: Place, ways: int) -> int:
-    """In how many places one fault could strike: of an activation, within one inference."""
-    return prod(place.shape[1:] if isinstance(place, ActivationCell) else place.shape) * ways

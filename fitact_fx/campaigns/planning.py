@@ -9,21 +9,21 @@ large enough for it too.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tabulate import tabulate
 from torch import nn
 
-from fitact_fx.campaigns.kinds import Question, SingleFaults
+from fitact_fx.campaigns.kinds import SingleFaults
+from fitact_fx.campaigns.questions import Question
 from fitact_fx.campaigns.rows import Condition
 from fitact_fx.errors import CampaignError
 from fitact_fx.faults import BitFlip, Memory, Target
 from fitact_fx.faults.bits import Bits, chosen_bits
 from fitact_fx.faults.formats import Format, as_format
 from fitact_fx.faults.tensor_cell import TensorCell
-from fitact_fx.statistics import sample_size
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,8 @@ def plan(
     real = (each for each in memory.chosen(chosen) if not (isinstance(each, TensorCell) and each.tensor.is_meta))
     memory.require({place.name: place.shape for place in real}, stored)
     numbers = chosen_bits(bits, stored)
-    question = Question(partial(BitFlip, bits=numbers), {"model": memory}, stored, chosen, trials=1)
-    strata = tuple(
-        replace(each, trials=sample_size(each.population, margin, confidence, share))
-        for each in (cell.condition for cell in SingleFaults(per).cells(question))
-        if each.population
-    )
-    if not strata:
-        raise CampaignError("everything that is targeted is empty, so there is nothing to hit;\n  choose other targets")
+    question = Question(partial(BitFlip, bits=numbers), {"model": memory}, stored, chosen, trials=None)
+    strata = tuple(cell.condition for cell in SingleFaults(per, margin, confidence, share).cells(question))
     return Plan(per, strata, margin, confidence, share, stored.name, chosen, numbers)
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.job import Job
-from fitact_fx.campaigns.kinds import Cell, Kind, Question
+from fitact_fx.campaigns.kinds import Kind
 from fitact_fx.campaigns.lanes import StopRule
+from fitact_fx.campaigns.questions import Cell, Question
 from fitact_fx.campaigns.rows import Condition
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric

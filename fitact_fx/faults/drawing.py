@@ -78,6 +78,8 @@ def permuted(seed: int, name: str, total: int, index: int) -> int:
     A Feistel network over the next power of four, walked until it comes out below `total`: any part of the order can
     be had without the rest.
     """
+    if not 0 <= index < total:
+        raise ValueError(f"position {index} is none of {total}")
     half = max(1, (max(total - 1, 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
     while True:

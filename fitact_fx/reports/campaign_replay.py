@@ -72,7 +72,8 @@ def _from_campaign(view: View, cell: Condition, row: Row) -> list[str]:
     inferences = settings["samples"] if settings["persistence"] == "transient" else None
     asked = f"Question(fault, memories, stored, {_targets(view) or None!r}, {trials})"
     return [
-        f"from fitact_fx.campaigns.kinds import Question, {kind}",
+        f"from fitact_fx.campaigns.kinds import {kind}",
+        "from fitact_fx.campaigns.questions import Question",
         f"from fitact_fx.faults import {models}",
         *_fault(str(settings["fault"])),
         f"stored = find_format({json.dumps(settings['format'])})",
