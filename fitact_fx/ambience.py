@@ -59,6 +59,16 @@ def random_states_kept() -> Iterator[None]:
 
 
 @contextmanager
+def same_chances() -> Iterator[None]:
+    """Whatever is drawn inside is the same each time, and the global generators are as before behind."""
+    with random_states_kept():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        yield
+
+
+@contextmanager
 def slow_path() -> Iterator[None]:
     """Attention step by step, as a hardened model computes it: torch's fused path calls no activation."""
     before = torch.backends.mha.get_fastpath_enabled()

@@ -136,6 +136,7 @@ def class_labels(targets: Tensor, logits: Tensor) -> Tensor:
             f"the labels have shape {tuple(targets.shape)} and type {targets.dtype} for class scores of shape "
             f"{tuple(logits.shape)};\n  give one whole number for each, in shape {shape}"
         )
+    targets = targets.long()  # in eight bits, a class could look like the label of what has none
     wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= logits.shape[1]))]
     if wrong.numel():
         raise CalibrationError(

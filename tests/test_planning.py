@@ -209,5 +209,5 @@ def test_a_model_that_holds_nothing_or_the_wrong_type_is_refused() -> None:
         plan(net().half())
     with pytest.raises(FaultError, match=r"^ReLU has no parameters and no bounds: nothing for a fault to hit$"):
         plan(nn.ReLU())
-    with pytest.raises(CampaignError, match=r"^everything that is targeted is empty, so there is nothing to hit;\n"):
+    with pytest.raises(CampaignError, match=r"^what is targeted has no elements, so there is no place for a fault;\n"):
         plan(nn.ParameterDict({"none": nn.Parameter(torch.ones(0))}))

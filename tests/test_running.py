@@ -1,6 +1,7 @@
 """Campaigns end to end: against loops written by hand, resumed, refused, and whatever may go wrong in one trial."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fitact_fx
 from fitact_fx import run_campaign
@@ -229,6 +231,65 @@ def test_another_campaign_on_the_store_is_refused_and_the_difference_named(
     assert len(run().rows) == 12
 
 
+def test_another_forward_or_metric_of_the_same_name_is_refused(
+    data: Any, variants: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    class Scaled(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 0.5
+
+    model = variants["plain"]
+    scaled = Scaled().eval()
+    scaled.load_state_dict(model.state_dict())
+    same, path = Small().eval(), tmp_path / "run.db"
+    same.load_state_dict(model.state_dict())
+    Scaled.__name__ = Scaled.__qualname__ = "Small"
+
+    def sharp(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs.argmax(1) == targets).float().mean())
+
+    def dull(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs.argmax(1) == targets).double().mean())
+
+    run_campaign({"a": model}, data, BitFlip, [1e-3], trials=2, metrics={"hit": sharp}, store=path)
+    run_campaign({"a": same}, data, BitFlip, [1e-3], trials=2, metrics={"hit": sharp}, store=path)
+    with pytest.raises(CampaignError, match="variant 'a' was made with code"):
+        run_campaign({"a": scaled}, data, BitFlip, [1e-3], trials=2, metrics={"hit": sharp}, store=path)
+    with pytest.raises(CampaignError, match="metric_code"):
+        run_campaign({"a": model}, data, BitFlip, [1e-3], trials=2, metrics={"hit": dull}, store=path)
+
+
+HASHED = """
+import sys, torch, fitact_fx
+from fitact_fx.campaigns import Exhaustive
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+batches = [(torch.ones(2, 4), [{"boxes": {"ab", "cd", "ef"}}, {}])]
+found = lambda outputs, targets: float(outputs.sum() > 0) if True in {True, "a", "b"} else 0.0
+fitact_fx.run_campaign({"net": model}, batches, kind=Exhaustive(bits={"sign", 3, "integer"}),
+                       targets=["parameters:1.bias"], metrics={"found": found}, store=sys.argv[1])
+"""
+
+
+def test_a_campaign_is_known_again_in_another_process(tmp_path: Path) -> None:
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", HASHED, str(tmp_path / "run.db")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_class_in_eight_bits_is_not_taken_for_no_label() -> None:
+    model = nn.Linear(4, 200).eval()
+    labels = (torch.arange(40) + 140).to(torch.uint8)
+    result = run_campaign({"net": model}, (torch.randn(40, 4), labels), BitFlip, [1e-3], trials=1)
+    assert result.settings["labelled"] == 40
+    assert result.settings["variants"]["net"]["clean"]["accuracy"] * 40 == pytest.approx(
+        round(result.settings["variants"]["net"]["clean"]["accuracy"] * 40)
+    )
+
+
 def test_a_cell_stops_when_it_knows_enough(data: Any, variants: dict[str, nn.Module]) -> None:
     full = run_campaign(variants, data, BitFlip, [1e-3], trials=120)
     stopped = run_campaign(variants, data, BitFlip, [1e-3], trials=120, until=0.1, minimum=10)
@@ -264,6 +325,20 @@ def test_a_metric_that_raises_in_one_trial_is_recorded_and_the_campaign_goes_on(
     assert len(result.values("plain", "0.001")) == 12
 
 
+def test_a_metric_that_draws_and_a_loader_that_shuffles_leave_the_random_state(
+    data: Any, variants: dict[str, nn.Module]
+) -> None:
+    def drawn(outputs: Tensor, targets: Tensor) -> float:
+        return float(torch.rand(())) + random.random()
+
+    state = torch.get_rng_state(), random.getstate()
+    loader = DataLoader(TensorDataset(*data), batch_size=16)
+    one, other = (run_campaign(variants, loader, BitFlip, [1e-3], trials=4, metrics={"drawn": drawn}) for _ in range(2))
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert state[1] == random.getstate()
+    assert untimed(one) == untimed(other)
+
+
 def test_a_network_that_raises_under_a_fault_has_noticed_it(data: Any) -> None:
     class Wary(nn.Module):
         def __init__(self) -> None:
@@ -292,12 +367,12 @@ def test_regression_is_measured_by_the_users_metric(data: Any) -> None:
     def error(outputs: Tensor, wanted: Tensor) -> Tensor:
         return (outputs - wanted).abs().clamp(max=1).mean()
 
-    result = run_campaign({"net": model}, (data[0], targets), BitFlip, [1e-3], trials=5, metrics={"error": error})
-    assert all(row.accuracy is None and "error" in row.metrics for row in result.rows)
+    result = run_campaign({"net": model}, (data[0], targets), BitFlip, [1e-3], trials=5, metrics={"distance": error})
+    assert all(row.accuracy is None and "distance" in row.metrics for row in result.rows)
     with torch.no_grad():
         faults = BitFlip(rate=1e-3).draw(model, "q15.16", 0, 4)
         with faults.applied(model):
-            assert result.values("net", "0.001", "error")[4] == pytest.approx(float(error(model(data[0]), targets)))
+            assert result.values("net", "0.001", "distance")[4] == pytest.approx(float(error(model(data[0]), targets)))
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
@@ -325,6 +400,21 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
         "outputs of different shapes",
     ),
     "labels": (lambda v, d: run_campaign(v, (d[0], d[1] + 90), BitFlip, [1e-3]), "is none of 5 classes"),
+    "rates no list": (lambda v, d: run_campaign(v, d, BitFlip, 1e-3), "rates are numbers"),  # type: ignore[arg-type]
+    "kind no value": (lambda v, d: run_campaign(v, d, kind="single"), "give a value, such as"),  # type: ignore[arg-type]
+    "kind no instance": (lambda v, d: run_campaign(v, d, kind=SingleFaults), "give a value"),  # type: ignore[arg-type]
+    "name no text": (lambda v, d: run_campaign({1: v["plain"]}, d, BitFlip, [1e-3]), "called 1"),  # type: ignore[dict-item]
+    "no mapping": (lambda v, d: run_campaign(v["plain"], d, BitFlip, [1e-3]), "variants is a Small"),
+    "metric's name": (lambda v, d: run_campaign(v, d, BitFlip, [1e-3], metrics={"rate": max}), "called 'rate'"),
+    "metric no function": (lambda v, d: run_campaign(v, d, BitFlip, [1e-3], metrics={"a": 3}), "no function"),  # type: ignore[dict-item]
+    "metrics no mapping": (lambda v, d: run_campaign(v, d, BitFlip, [1e-3], metrics=[max]), "by name"),  # type: ignore[arg-type]
+    "until no number": (lambda v, d: run_campaign(v, d, BitFlip, [1e-3], until="0.1"), "0.01 for"),  # type: ignore[arg-type]
+    "confidence": (lambda v, d: run_campaign(v, d, BitFlip, [1e-3], confidence="0.9"), "between 0 and 1"),  # type: ignore[arg-type]
+    "where": (lambda v, d: run_campaign(v, d, BitFlip, [1e-3], where="behind"), "one of after, before"),
+    "inputs": (
+        lambda v, d: run_campaign(v, (d[0][:, :, 0], d[1]), BitFlip, [1e-3]),
+        "variant 'plain' raised RuntimeError on batch 0",
+    ),
     "folder": (lambda v, d: run_campaign(v, d, BitFlip, [1e-3], store="/nowhere/run.db"), "no folder"),
 }
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from fitact_fx.campaigns.samples import Samples, parts, tensor_bytes
+from fitact_fx.campaigns.fingerprints import parts, tensor_bytes
+from fitact_fx.campaigns.samples import Samples
 from fitact_fx.errors import CampaignError
 
 X = torch.arange(24.0).reshape(6, 4)

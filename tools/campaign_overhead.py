@@ -68,7 +68,7 @@ def _case(inside: Inside, number: int, bare: Callable[[int], None]) -> dict[str,
         "rate": condition.name,
         "campaign": ours.told(),
         "bare": theirs.told(),
-        "pieces": _pieces(inside, number),
+        "pieces": _pieces(inside, number, bare),
     }
 
 
@@ -89,8 +89,8 @@ def _blocks(inside: Inside, number: int, path: Path) -> Iterator[int]:
             yield len(rows)
 
 
-def _pieces(inside: Inside, number: int, repeats: int = 20) -> dict[str, float]:
-    """Seconds of what a trial does besides the forwards, each piece alone: the median."""
+def _pieces(inside: Inside, number: int, bare: Callable[[int], None], repeats: int = 20) -> dict[str, float]:
+    """Seconds of what a trial does besides its forward, each piece right behind one, whose caches it finds."""
     job, found = inside.job, {}
     evaluator, cell = job.evaluator(VARIANT), job.cells[number]
 
@@ -111,13 +111,14 @@ def _pieces(inside: Inside, number: int, repeats: int = 20) -> dict[str, float]:
     ):
         times = Times()
         for each in given:
+            bare(1)
             with torch.inference_mode():
                 times.add(timed(work, each)[1])
-        found[name] = times.told()["wall"]
-    return found | {"write a row": _writing(inside, row, repeats)}
+        found[name] = times.told()["cpu"]
+    return found | {"write a row": _writing(inside, row, bare, repeats)}
 
 
-def _writing(inside: Inside, row: Any, repeats: int) -> float:
+def _writing(inside: Inside, row: Any, bare: Callable[[int], None], repeats: int) -> float:
     """A block of the campaign's own size in one transaction, by the row."""
     times, size = Times(), _block_sizes(inside.job)[VARIANT]
     with (
@@ -126,5 +127,6 @@ def _writing(inside: Inside, row: Any, repeats: int) -> float:
     ):
         for turn in range(repeats):
             rows = [replace(row, trial=turn * size + trial) for trial in range(size)]
+            bare(1)
             times.add(timed(store.add, rows)[1], size)
-    return times.told()["wall"]
+    return times.told()["cpu"]

@@ -14,22 +14,22 @@ ResNet-20 with its trained weights, CIFAR-10 test images in one batch, Q15.16 bi
 `compile=True, suffixes=False, skip=False`. *Campaign*: everything that `run_campaign` does behind its set-up \
 (compilation, clean pass), which is the same loop driven from outside: draw, inject, forward, judge, restore, write \
 to the store, decide what is next. *Bare*: `torch.compile(model)(images)` under `torch.inference_mode()`, no faults, \
-no judgement. Sides take turns, a block of the campaign (about half a second) and as many bare forwards. *Overhead* is \
-(campaign - bare) / bare, from the medians over the turns, and from the least times."""
-_PIECES = "What a trial does besides its forward, each piece alone in a loop (warm caches), milliseconds:"
+no judgement. Sides take turns, a block of the campaign (about half a second) and as many bare forwards. *Overhead* \
+is (campaign - bare) / bare, from the medians over the turns, and from the least times."""
+_PIECES = "What a trial does besides its forward, each piece right behind one, processor milliseconds; the rest is what is left over:"
 _SUFFIXES = """\
 ResNet-50 for CIFAR-10 with its trained weights, Q15.16. The same single faults for every side: {trials} in the \
 weight of each of the {layers} convolution and linear layers, so each depth counts alike; {images} images in one \
-batch. Trials only, without set-up: each side runs a layer's trials in turn, {rounds} rounds, and of each layer the least time \
-counts. Rows of the eager sides were compared in all columns but `seconds` and `way`: equal. Clean values kept: \
-{kept:.0f} MB. *By cost*: the compiled whole network, or the suffix in eager mode, whatever measured costs say is \
-quicker."""
+batch. Trials only, without set-up: each side runs a layer's trials in turn, {rounds} rounds, and of each layer the \
+least time counts. Rows of the eager sides were compared in all columns but `seconds` and `way`: equal. Clean values \
+kept: {kept:.0f} MB. *By cost*: the compiled whole network, or the suffix in eager mode, whatever measured costs say \
+is quicker."""
 _WORKERS = """\
 `run_campaign(workers=2)` against `workers=1`, one thread each, ResNet-20, {images} images, BER {rate}, {trials} \
-trials a run, {rounds} runs of each in turn; seconds as the store has them: everything behind the set-up, \
-starting and ending the workers included. The rows were compared: equal. *Plain forwards* is what the machine itself \
-gives: as many forwards in each of two processes at once as in one alone. Dask: \
-`LocalCluster(n_workers=2, threads_per_worker=1, processes=True)`, sending the model and data included."""
+trials a run, {rounds} runs of each in turn; seconds as the store has them: everything behind the set-up, starting \
+and ending the workers included. The rows were compared: equal. *Plain forwards* is what the machine itself gives: as \
+many forwards in each of two processes at once as in one alone. Dask: `LocalCluster(n_workers=2, \
+threads_per_worker=1, processes=True)`, sending the model and data included."""
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -71,10 +71,15 @@ def _overhead(part: Mapping[str, Any]) -> list[str]:
             "images": str(case["images"]),
             "BER": case["rate"],
             **{name: ms(seconds) for name, seconds in case["pieces"].items()},
+            "the rest": ms(max(0.0, _rest(case))),
         }
         for case in part["cases"]
     ]
     return [_OVERHEAD, table(rows), _PIECES, table(pieces)]
+
+
+def _rest(case: Mapping[str, Any]) -> float:
+    return float(case["campaign"]["cpu"] - case["bare"]["cpu"] - sum(case["pieces"].values()))
 
 
 def _over(case: Mapping[str, Any], clock: str) -> str:
@@ -100,7 +105,7 @@ def _suffixes(part: Mapping[str, Any]) -> list[str]:
     text = _SUFFIXES.format(**{key: part[key] for key in ("trials", "layers", "images", "rounds")}, kept=_kept(part))
     differing = part["differing rows, compiled"]
     if differing is not None:
-        text += f" Its rows differ from those of the compiled whole in {differing} trials: eager code rounds otherwise."
+        text += f" Compiled code rounds otherwise than eager code: the rows of the two compiled sides differ in {differing} trials."
     return [text, table(rows), "By layer, eager, from the input to the output:", _by_layer(part["by layer"])]
 
 

@@ -11,26 +11,26 @@ MISSING = (
     '`pip install -e ".[bench]"` and measure this part again.'
 )
 _WORK = """\
-**Equal work.** The same network, {images} images in one batch, and number of faults, float32 bit flips in the weights \
-of convolutions and linear layers; one trial is injection, forward, judgement (accuracy and SDC) and restoring. \
-ResNet-18 has random weights, and is right where it answers as without faults; ResNet-20 is trained. PyTorchFI gets \
-the places and values of our lists, worked out beforehand, while ours draws its list within the trial; MRFI draws \
-its own within its hooks. All have one trial in turn. *Ours, whole network*: eager, `suffixes=False, skip=False`, the \
-same forward as the others'. *Eager* and *compiled*: all that `run_campaign` does by itself. Milliseconds per trial \
-(median) and, below, the others' by the best of ours."""
+**Equal work.** The same network, {images} images in one batch, and number of faults, float32 bit flips in the \
+weights of convolutions and linear layers; one trial is injection, forward, judgement (accuracy and SDC) and \
+restoring. ResNet-18 has random weights, and is right where it answers as without faults; ResNet-20 is trained. \
+PyTorchFI gets the places and values of our lists, worked out beforehand, while ours draws its list within the trial; \
+MRFI draws its own within its hooks. All have one trial in turn. *Ours, whole network*: eager, `suffixes=False, \
+skip=False`, the same forward as the others'. *Eager* and *compiled*: all that `run_campaign` does by itself. \
+Milliseconds per trial (median) and, below, the others' by the best of ours."""
 _ANSWER = """\
 **Equal answer.** Accuracy at two bit error rates and the SDC share of single faults, each to within {points:g} point \
 at 95 %. The others have no rule to stop by, so their user plans the sample beforehand: {planned:,} single faults for \
 a share to +-1 % (Leveugle et al., DATE 2009, p = 0.5), and {planned:,} draws for an accuracy, whose standard \
-deviation between draws is not known and is 0.5 at most. Their time is **extrapolated**: seconds per trial (the median of turns \
-before and behind our run) times the plan. Ours is `run_campaign(until={margin}, compile=True)` with cold compiler \
-caches, set-up included, run to the end; where a pilot said that this takes more than the limit, it is \
+deviation between draws is not known and is 0.5 at most. Their time is **extrapolated**: seconds per trial (the \
+median of turns before and behind our run) times the plan. Ours is `run_campaign(until={margin}, compile=True)` with \
+cold compiler caches, set-up included, run to the end; where a pilot said that this takes more than the limit, it is \
 **extrapolated** too (marked ~): set-up and seconds per trial of a shorter run, and the look at which its spread \
 between draws would let it stop."""
 _GAIN = """\
-*Gain*: their time by ours, wall; the fastest of the others counts for the goal. *Same draws*: if their user had known \
-the spread and run exactly as many draws as ours, so that only speed is left. *Processor*: the gain in the processes' \
-own time, where the whole set-up of ours counts as wall time on top, its compiler's processes included."""
+*Gain*: their time by ours, wall; the fastest of the others counts for the goal. *Same draws*: if their user had \
+known the spread and run exactly as many draws as ours, so that only speed is left. *Processor*: the gain in the \
+processes' own time, where the whole set-up of ours counts as wall time on top, its compiler's processes included."""
 
 
 def peers(part: Mapping[str, Any]) -> list[str]:

@@ -21,21 +21,30 @@ from time import perf_counter, process_time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 
 import fitact_fx
 from fitact_fx.campaigns import CampaignResult, Store
+from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.executors import Workers, completed, workers_for
 from fitact_fx.campaigns.job import Block
+from fitact_fx.campaigns.kinds import RateSweep
 from fitact_fx.campaigns.lanes import Lane, Lanes, StopRule
+from fitact_fx.campaigns.payload import as_bytes
 from fitact_fx.campaigns.progress import Progress
 from fitact_fx.campaigns.rows import Row
+from fitact_fx.campaigns.samples import Samples
+from fitact_fx.campaigns.setup import Setup
 from fitact_fx.faults import BitFlip
+from fitact_fx.faults.formats import as_format
+from fitact_fx.models import resnet20
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4)
 LARGE = 64  # trials of a block
 TASKS = 2000
+RULE = StopRule(None, 30, "accuracy", 0.95)
 
 
 def main() -> None:
@@ -45,7 +54,13 @@ def main() -> None:
     count = parser.parse_args().rows
     with TemporaryDirectory(prefix="coordinator-") as folder:
         found = _campaign(Path(folder) / "small.db")
-        lines = [*_sent(found.rows[-1]), *_stored(found, Path(folder), count), *_handed_out(found.rows[0])]
+        lines = [
+            ("job of ResNet-20, 2 variants, 500 images", f"{_job_bytes():,} B"),
+            *_sent(found.rows[-1]),
+            *_stored(found, Path(folder), count),
+            *_displayed(found),
+            *_handed_out(found.rows[0]),
+        ]
     print(tabulate(lines, ("what", "measured"), tablefmt="github", colalign=("left", "right")))
 
 
@@ -60,6 +75,31 @@ def _campaign(path: Path) -> CampaignResult:
     return fitact_fx.run_campaign(
         {"plain": model, "fitact": hard}, (images, labels), BitFlip, RATES, store=path, trials=200
     )
+
+
+def _job_bytes() -> int:
+    """What each worker is sent once; the variants share their Parameters there, too."""
+    model, images = resnet20(), torch.randn(500, 3, 32, 32)
+    hard = fitact_fx.harden(model, "neuron")
+    fitact_fx.calibrate(hard, [images])
+    setup = Setup(
+        variants={"plain": model, "fitact": hard},
+        samples=Samples.read((images, torch.zeros(500, dtype=torch.int64))),
+        kind=RateSweep(RATES),
+        fault=BitFlip,
+        format=as_format("q15.16"),
+        targets=None,
+        at=None,
+        where="before",
+        permanent=True,
+        trials=None,
+        rule=RULE,
+        metrics={},
+        seed=0,
+        how=How(),
+        threads=1,
+    )
+    return len(as_bytes(setup.planned()[0]))
 
 
 def _sent(row: Row) -> Iterator[tuple[str, str]]:
@@ -99,11 +139,10 @@ def _seconds(store: Store, blocks: Iterator[tuple[Block, list[Row]]]) -> float:
 def _loop(found: CampaignResult, path: Path, count: int) -> Iterator[tuple[str, str]]:
     """All that the process of a campaign does with the rows of a block: store, progress, stop rule."""
     conditions = _conditions(found, count)
-    cells = SimpleNamespace(cells=[SimpleNamespace(condition=each) for each in conditions])
-    rule = StopRule(None, 30, "accuracy", 0.95)
+    cells = _shown(conditions)
     lanes = Lanes(
         {
-            (number, variant): Lane(number, variant, each.trials, rule)
+            (number, variant): Lane(number, variant, each.trials, RULE)
             for number, each in enumerate(conditions)
             for variant in found.variants
         },
@@ -112,7 +151,7 @@ def _loop(found: CampaignResult, path: Path, count: int) -> Iterator[tuple[str, 
     spent = 0.0
     with (
         Store.create_or_open(path, found.settings, conditions) as store,
-        Progress(lanes, cells, shown=False) as bar,  # type: ignore[arg-type]
+        Progress(lanes, cells, shown=False) as bar,
     ):
         store.begin_session({})
         for block, rows in _blocks(found, count, LARGE):
@@ -121,6 +160,26 @@ def _loop(found: CampaignResult, path: Path, count: int) -> Iterator[tuple[str, 
             bar.show(lanes.take(block, rows), len(rows))
             spent += process_time() - start
     yield f"written and looked at, blocks of {LARGE}", f"{count / spent:,.0f} rows/s"
+
+
+def _displayed(found: CampaignResult) -> Iterator[tuple[str, str]]:
+    """What is told of a cell after each of its blocks, on a terminal or not."""
+    variant, values = found.variants[0], found.values(found.variants[0], found.conditions[0].name)
+    for trials in (10_000, 100_000):
+        lane = Lane(0, variant, trials + 1, RULE, dict(enumerate(np.resize(values, trials).tolist())))
+        with Progress(Lanes({(0, variant): lane}, {variant: 1}), _shown(found.conditions), shown=False) as bar:
+            start = process_time()
+            for _ in range(20):
+                bar.show(lane, LARGE)
+            yield (
+                f"progress display, {trials:,} trials in a cell",
+                f"{(process_time() - start) / 20 * 1e3:.2f} ms/block",
+            )
+
+
+def _shown(conditions: Sequence[Any]) -> Any:
+    """As much of a job as the progress display asks for."""
+    return SimpleNamespace(cells=[SimpleNamespace(condition=each) for each in conditions])
 
 
 def _handed_out(row: Row) -> Iterator[tuple[str, str]]:

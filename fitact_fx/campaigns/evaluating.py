@@ -10,11 +10,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fitact_fx.ambience import random_states_kept, slow_path
+from fitact_fx.campaigns.fingerprints import identical_trees
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric, Scores, Scoring
 from fitact_fx.campaigns.suffix.rehearsal import clock
 from fitact_fx.campaigns.suffix.suffixes import UNCHANGED, Suffixes
-from fitact_fx.campaigns.variants import identical_trees
 from fitact_fx.errors import CampaignError, FitactError
 from fitact_fx.faults import FaultList, Memory
 from fitact_fx.traced import TracedModule
@@ -68,7 +68,7 @@ class Evaluator:
         """Run the variant without faults, keep what trials need. CampaignError where it cannot be measured."""
         memory = Memory.of(model)
         with _quiet():
-            outputs = [batch.run(model) for batch in samples.batches]
+            outputs = _clean_outputs(name, model, samples)
             eager = Scoring.of(outputs, samples, metrics)
             seconds = _repeated(name, model, samples, outputs[0])
             whole: Callable[..., Any] = model
@@ -168,6 +168,20 @@ def _quiet(*, compiled: bool = False) -> Iterator[None]:
     stance = torch.compiler.set_stance("fail_on_recompile") if compiled else nullcontext()
     with torch.inference_mode(), random_states_kept(), slow_path(), stance:
         yield
+
+
+def _clean_outputs(name: str, model: nn.Module, samples: Samples) -> list[Any]:
+    """One output per batch. CampaignError for a batch that the model does not take."""
+    outputs = []
+    for number, batch in enumerate(samples.batches):
+        try:
+            outputs.append(batch.run(model))
+        except Exception as error:  # the user's own code may raise anything
+            raise CampaignError(
+                f"without any fault, variant {name!r} raised {type(error).__name__} on batch {number}: {error};\n"
+                "  give data that the model takes"
+            ) from error
+    return outputs
 
 
 def _suffixes(

@@ -2,7 +2,7 @@
 
 import glob
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +11,7 @@ from fitact_fx.campaigns.rows import Condition
 from fitact_fx.errors import CampaignError, close_to, known
 from fitact_fx.faults import FaultModel
 from fitact_fx.faults.activation_cell import ActivationCell
+from fitact_fx.faults.bits import Bits
 from fitact_fx.faults.cells import Cell as Place
 from fitact_fx.injected import NodeName
 from fitact_fx.statistics import sample_size
@@ -143,8 +144,12 @@ class Exhaustive(Kind):
     `bits` are bit numbers or fields of the format ("sign", "exponent"), None for all. One cell per tensor and bit.
     """
 
-    bits: object = None
+    bits: Bits = None
     name = "exhaustive"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, Iterable) and not isinstance(self.bits, str):  # a set has no order of its own
+            object.__setattr__(self, "bits", tuple(sorted(self.bits, key=str)))
 
     def cells(self, question: Question) -> tuple[Cell, ...]:
         if question.trials is not None:

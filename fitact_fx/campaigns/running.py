@@ -11,18 +11,30 @@ from typing import Any
 
 from torch import nn
 
+from fitact_fx.ambience import random_states_kept
+from fitact_fx.campaigns.arguments import (
+    confidence_level,
+    half_width,
+    kind_asked,
+    measure_named,
+    named_metrics,
+    named_models,
+    side_of,
+    texts,
+    whole,
+)
 from fitact_fx.campaigns.environment import environment
 from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.executors import completed, workers_for
 from fitact_fx.campaigns.job import Job
-from fitact_fx.campaigns.kinds import Draws, Kind, RateSweep
+from fitact_fx.campaigns.kinds import Kind
 from fitact_fx.campaigns.lanes import Lane, Lanes, StopRule
 from fitact_fx.campaigns.progress import Progress
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Condition, Row
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric
-from fitact_fx.campaigns.setup import Setup, require_whole
+from fitact_fx.campaigns.setup import Setup
 from fitact_fx.campaigns.store import Store
 from fitact_fx.campaigns.variants import threads_set
 from fitact_fx.errors import CampaignError
@@ -90,23 +102,29 @@ def run_campaign(
     While a trial runs in this process, its faults are in the variants' shared Parameters; behind it they are not.
     Raises CampaignError for anything that cannot be planned, measured, resumed or stored.
     """
-    require_whole("workers", workers, 1)
+    whole("workers", workers, 1)
+    measured = named_metrics(metrics)
+    column = measure_named(measure, measured)
+    with random_states_kept():  # a DataLoader draws from the global generator when it is iterated
+        samples = Samples.read(data)
     asked = Setup(
-        variants=dict(variants),
-        samples=Samples.read(data),
-        kind=_kind(fault, rates, kind),
+        variants=named_models(variants),
+        samples=samples,
+        kind=kind_asked(fault, rates, kind),
         fault=fault,
         format=as_format(format),
-        targets=_texts(targets),
-        at=_texts(at),
-        where=where,
+        targets=texts(targets),
+        at=texts(at),
+        where=side_of(where),
         permanent=permanent,
-        trials=trials,
-        rule=StopRule(until, minimum, measure or "", confidence),
-        metrics=dict(metrics or {}),
-        seed=seed,
-        how=How(compile, suffixes, skip, suffix_memory),
-        threads=threads,
+        trials=None if trials is None else whole("trials", trials, 1),
+        rule=StopRule(
+            half_width(until, measured, column), whole("minimum", minimum, 2), column, confidence_level(confidence)
+        ),
+        metrics=measured,
+        seed=whole("seed", seed, None),
+        how=How(compile, suffixes, skip, whole("suffix_memory", suffix_memory, 0)),
+        threads=whole("threads", threads, 1),
     )
     with threads_set(threads), ExitStack() as stack:
         if store is None:
@@ -133,19 +151,17 @@ def _opened(
     path: Path, job: Job, settings: dict[str, Any], conditions: Sequence[Condition], words: Mapping[str, Any] | None
 ) -> Iterator[Store]:
     """The store, made with what was measured without faults, or the one that is there, with its measured costs."""
-    if path.exists():
-        with Store.create_or_open(path, settings, conditions) as store:
-            job.costs.update(store.note("costs") or {})
-            yield store
-        return
     if not path.parent.is_dir():
         raise CampaignError(
             f"there is no folder {path.parent} for the store {path.name};\n  make it, or choose another"
         )
-    _measure(job, settings)
+    if not Store.is_begun(path):
+        _measure(job, settings)
     with Store.create_or_open(path, settings, conditions) as store:
-        store.set_note("words", words)
-        store.set_note("costs", job.costs)
+        if store.note("costs") is None:  # new, or its process was killed before the first trial
+            store.set_note("words", words)
+            store.set_note("costs", {name: job.evaluator(name).costs for name in job.variants})
+        job.costs.update(store.note("costs"))
         yield store
 
 
@@ -196,30 +212,13 @@ def _block_sizes(job: Job) -> dict[str, int]:
 
 def _work(job: Job, lanes: Lanes, store: Store, workers: int, executor: Any, *, shown: bool) -> None:
     """Hand out blocks and write down what comes back, until every lane is finished."""
-    start, trials = perf_counter(), 0
+    start, trials = perf_counter(), set[tuple[int, int]]()
     store.begin_session(environment(job.threads, workers))
     try:
         with Progress(lanes, job, shown=shown) as bar, workers_for(job, workers=workers, executor=executor) as pool:
             for block, rows in completed(pool, lanes.blocks()):
                 store.add(rows)
-                trials += len(rows)
+                trials.update((block.cell, trial) for trial in block.trials)
                 bar.show(lanes.take(block, rows), len(rows))
     finally:
-        store.end_session(perf_counter() - start, trials)
-
-
-def _kind(fault: Callable[..., FaultModel] | FaultModel, rates: Sequence[float] | None, kind: Kind | None) -> Kind:
-    given = [what for what, value in (("rates", rates), ("kind", kind)) if value is not None]
-    if isinstance(fault, FaultModel):
-        if given:
-            problem = f"fault says itself how often it strikes ({fault.describe()}), and {given[0]} as well"
-            raise CampaignError(f"{problem};\n  give the fault model alone, such as fault={type(fault).__name__}")
-        return Draws(fault)
-    if len(given) != 1:
-        problem = "both rates and a kind were given" if given else "nothing says how often faults strike"
-        raise CampaignError(f"{problem};\n  give rates=[1e-6, 1e-5], or kind=SingleFaults() or another one")
-    return RateSweep(tuple(rates)) if kind is None and rates is not None else kind  # type: ignore[return-value]
-
-
-def _texts(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if given is None else (given,) if isinstance(given, str) else tuple(map(str, given))
+        store.end_session(perf_counter() - start, len(trials))

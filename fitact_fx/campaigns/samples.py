@@ -1,17 +1,15 @@
 """The data of a campaign: held in memory, read once, known by its fingerprint."""
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from fitact_fx.batches import Batch, as_batches
+from fitact_fx.campaigns.fingerprints import leaf_bytes, parts
 from fitact_fx.errors import CalibrationError, CampaignError
 
 _AT_ONCE = 256  # samples per batch where the caller made no batches
@@ -58,60 +56,6 @@ class Samples:
     def sizes(self) -> tuple[int, ...]:
         """Samples per batch."""
         return tuple(batch.size for batch in self.batches)
-
-
-def parts(value: Any, path: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """What an output, or targets, are made of, each with where it stands, in order.
-
-    Looks into mappings, sequences, dataclasses and other objects that hold attributes; not twice into one that holds
-    itself.
-    """
-    inside = None if id(value) in above else _inside(value)
-    if not inside:
-        yield path, value
-        return
-    for key, held in inside.items():
-        yield from parts(held, f"{path}/{type(value).__name__} {key!r}", (*above, id(value)))
-
-
-def _inside(value: Any) -> Mapping[Any, Any] | None:
-    """What stands under which key; None for what has no parts, such as a tensor or a number."""
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, list | tuple):
-        return dict(enumerate(value))
-    if isinstance(value, Tensor) or callable(value):
-        return None
-    if is_dataclass(value):
-        return {each.name: getattr(value, each.name) for each in fields(value)}
-    attributes: Mapping[Any, Any] | None = getattr(value, "__dict__", None)
-    return attributes
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """Type, shape and raw values, the same for equal tensors only."""
-    held = tensor.detach().cpu()
-    kind = f"{held.layout}{held.dtype}{tuple(held.shape)}".encode()
-    if held.is_quantized:
-        held = held.dequantize()
-    elif held.layout != torch.strided:
-        held = held.to_dense()
-    held = held.resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return kind + (held.view(torch.uint8).numpy().tobytes() if held.numel() else b"")
-
-
-def without_addresses(text: str) -> str:
-    """Without where things lie in memory, which is elsewhere in the next process."""
-    return re.sub(r"0x[0-9a-fA-F]+", "", text)
-
-
-def leaf_bytes(leaf: Any) -> bytes:
-    """What tells it from others, the same in every process."""
-    if isinstance(leaf, Tensor):
-        return tensor_bytes(leaf)
-    if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:  # what NumPy prints leaves out the middle
-        return f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()
-    return without_addresses(repr(leaf.tolist() if isinstance(leaf, np.ndarray) else leaf)).encode()
 
 
 def _cut(inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fitact_fx.ambience import same_chances
 from fitact_fx.batches import IGNORED, class_labels, logits_of
-from fitact_fx.campaigns.samples import Samples, parts
+from fitact_fx.campaigns.fingerprints import parts
+from fitact_fx.campaigns.samples import Samples
 from fitact_fx.errors import CalibrationError, CampaignError
 
 Metric = Callable[[Any, Any], Any]
@@ -163,7 +165,8 @@ class Scoring:
         errors: list[str] = []
         for name, metric in self.metrics.items():
             try:
-                found[name] = float(metric(_joined(outputs), _joined(self.samples.targets)))
+                with same_chances():  # a metric may draw a sample: the same one in every trial, whoever runs it
+                    found[name] = float(metric(_joined(outputs), _joined(self.samples.targets)))
             except Exception as error:  # noqa: BLE001  the user's code may raise anything; the campaign goes on
                 errors.append(f"metric {name!r} raised {type(error).__name__}: {error}")
         return found, "; ".join(errors) or None

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fitact_fx.batches import IGNORED
 from fitact_fx.campaigns.evaluating import How
+from fitact_fx.campaigns.fingerprints import code_of_function
 from fitact_fx.campaigns.job import Job
 from fitact_fx.campaigns.kinds import Kind
 from fitact_fx.campaigns.lanes import StopRule
@@ -17,11 +19,8 @@ from fitact_fx.campaigns.rows import Condition
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric
 from fitact_fx.campaigns.variants import Injection, described, prepared
-from fitact_fx.errors import CampaignError
 from fitact_fx.faults import FaultModel, Format, Memory
 from fitact_fx.faults.activation_cell import ActivationCell
-
-COLUMNS = ("accuracy", "sdc1", "sdc5", "due")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,37 +42,6 @@ class Setup:
     seed: int
     how: How
     threads: int
-
-    def __post_init__(self) -> None:
-        if not self.variants:
-            raise CampaignError("there are no variants to measure;\n  give {'plain': model, ...}")
-        for name in self.variants:
-            if not str(name).strip() or not str(name).isprintable():
-                raise CampaignError(f"a variant is called {name!r};\n  give each a name that can be printed")
-        self._check_numbers()
-        self._check_measures()
-
-    def _check_numbers(self) -> None:
-        require_whole("threads", self.threads, 1)
-        require_whole("minimum", self.rule.minimum, 2)
-        require_whole("seed", self.seed, None)
-        require_whole("suffix_memory", self.how.suffix_memory, 0)
-        if self.trials is not None:
-            require_whole("trials", self.trials, 1)
-        if self.rule.until is not None and not 0 < self.rule.until < 1:
-            problem = f"until is {self.rule.until!r}, and it is the half-width of an interval, as a share"
-            raise CampaignError(f"{problem};\n  give 0.01 for +-1 point")
-        if not 0 < self.rule.confidence < 1:
-            raise CampaignError(f"a confidence lies between 0 and 1; got {self.rule.confidence!r}")
-
-    def _check_measures(self) -> None:
-        for name, metric in self.metrics.items():
-            if name in COLUMNS or not callable(metric):
-                raise CampaignError(f"metric {name!r} is no function of (outputs, targets), or has a column's name")
-        if self.rule.measure and self.rule.measure not in (*COLUMNS, *self.metrics):
-            raise CampaignError(
-                f"there is no {self.rule.measure!r} to measure;\n  choose one of {', '.join((*COLUMNS, *self.metrics))}"
-            )
 
     def planned(self) -> tuple[Job, dict[str, Any], tuple[Condition, ...]]:
         """The job, the settings (without what must be measured), and the conditions."""
@@ -156,6 +124,7 @@ class Setup:
             "suffix_memory": self.how.suffix_memory if self.how.compile else None,
             "threads": self.threads,
             "metrics": list(self.metrics),
+            "metric_code": {name: code_of_function(metric) for name, metric in self.metrics.items()},
             "batches": list(self.samples.sizes),
             "samples": sum(self.samples.sizes),
             "labelled": labelled,
@@ -166,14 +135,10 @@ class Setup:
 
 
 def _labels(targets: Any) -> int:
-    """How many samples have labels."""
-    return len(targets) if isinstance(targets, Tensor) and targets.ndim and not targets.is_floating_point() else 0
-
-
-def require_whole(name: str, value: object, least: int | None) -> None:
-    """CampaignError unless it is a whole number, from `least` up if that is not None."""
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        raise CampaignError(f"{name} is a whole number{'' if least is None else f' from {least} up'}; got {value!r}")
+    """How many samples have labels that count."""
+    if not isinstance(targets, Tensor) or not targets.ndim or targets.is_floating_point():
+        return 0
+    return int((targets.reshape(len(targets), -1).long() != IGNORED).any(1).sum())
 
 
 def _room(cell: Cell, model: nn.Module, stored: Format) -> int:

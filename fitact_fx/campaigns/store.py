@@ -84,6 +84,14 @@ class Store:
                 raise CampaignError(f"there is no file {path};\n  give the path of a campaign's store")
             return reading(Path(path).resolve(), path, _result)
 
+    @staticmethod
+    def is_begun(path: str | os.PathLike[str]) -> bool:
+        """Whether a campaign stands there; not where a process was killed while it made one, nor in another file."""
+        try:
+            return Path(path).is_file() and bool(reading(Path(path).resolve(), path, schema.read_conditions))
+        except (CampaignError, OSError, sqlite3.Error):
+            return False  # what it is, opening it tells
+
     def refuse_another_campaign(self, settings: Mapping[str, Any], conditions: Sequence[Condition]) -> None:
         """CampaignError, which names the differences, unless these are the ones this store was made with."""
         found = differences(self.settings, settings, self.conditions, conditions)

@@ -1,19 +1,19 @@
 """The models of a campaign: copies in evaluation mode, traced where that works, and what is to be known of each."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from fitact_fx.ambience import random_states_kept, slow_path
 from fitact_fx.batches import Batch
 from fitact_fx.bounded import bounded_sites
-from fitact_fx.campaigns.samples import Samples, leaf_bytes, parts, tensor_bytes, without_addresses
+from fitact_fx.campaigns.fingerprints import code_of_model, fingerprint, identical_trees
+from fitact_fx.campaigns.samples import Samples
 from fitact_fx.errors import CampaignError, SiteError, TracingError
 from fitact_fx.faults import BitFlip, Format
 from fitact_fx.faults.cells import uncompiled
@@ -99,36 +99,6 @@ def _injected(own: nn.Module, batches: tuple[Batch, ...], stored: Format, inject
     return faulty.eval()
 
 
-def identical_trees(one: Any, other: Any) -> bool:
-    """Whether two outputs of a model are the same, bit for bit, whatever they are made of."""
-    ours, theirs = list(parts(one)), list(parts(other))
-    return [path for path, _ in ours] == [path for path, _ in theirs] and all(
-        identical(leaf, its) for (_, leaf), (_, its) in zip(ours, theirs, strict=True)
-    )
-
-
-def identical(one: Any, other: Any) -> bool:
-    """Whether two values are the same, tensors bit for bit: a NaN equals itself, and -0.0 is not 0.0."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype:
-            return False
-        if torch.equal(one, other) and not (one.is_floating_point() and bool((one == 0).any())):
-            return True
-        return tensor_bytes(one) == tensor_bytes(other)
-    return type(one) is type(other) and (one is other or bool(one == other))
-
-
-def fingerprint(model: nn.Module) -> str:
-    """128 bits of every parameter and buffer with its name, saved or not, and of what the model prints as."""
-    digest = hashlib.blake2b(without_addresses(repr(model)).encode(), digest_size=16)
-    held = dict(model.named_buffers(remove_duplicate=False)) | model.state_dict()
-    for name, value in sorted(held.items()):
-        for path, leaf in parts(value, name):
-            for told in (path.encode(), leaf_bytes(leaf)):
-                digest.update(len(told).to_bytes(8, "little") + told)
-    return digest.hexdigest()
-
-
 def described(original: nn.Module, model: nn.Module) -> dict[str, Any]:
     """What the reports say of a variant: class and fingerprint, memory, front end, and what becomes of each site."""
     plain = uncompiled(original)
@@ -137,6 +107,7 @@ def described(original: nn.Module, model: nn.Module) -> dict[str, Any]:
     return {
         "class": type(plain).__name__.removesuffix("Impl"),
         "fingerprint": fingerprint(plain),
+        "code": code_of_model(model),
         "bound_bytes": sum(side.numel() * side.element_size() for side in sides),
         "parameter_bytes": sum(each.numel() * each.element_size() for each in parameters.values()),
         "frontend": model.frontend if isinstance(model, TracedModule) else None,

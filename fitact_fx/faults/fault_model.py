@@ -176,6 +176,8 @@ class FaultModel(ABC):
 
 
 def _frozen(values: Iterable[Any]) -> tuple[Any, ...]:
+    if isinstance(values, set | frozenset):  # in an order that is the same in every process
+        values = sorted(values, key=str)
     return tuple(_frozen(each) if isinstance(each, list | tuple) else each for each in values)
 
 
