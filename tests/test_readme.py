@@ -42,6 +42,24 @@ def test_the_faults_behind_it_run_too_and_print_what_the_readme_shows(tmp_path):
     assert (tmp_path / "trial3.safetensors").is_file()
 
 
+def test_the_campaign_behind_it_runs_too_and_prints_what_the_readme_shows(tmp_path):
+    pytest.importorskip("sklearn", reason="the example's digits are scikit-learn's")
+    example, _ = blocks()
+    ((campaign, shown),) = re.findall(
+        r"and this, behind that -->\n```python\n(.*?)```\n+```\n(.*?)```", README, re.DOTALL
+    )
+    code = f"{example}\nfrom fitact_fx.faults import BitFlip\nprint('-- campaign')\n{campaign}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    printed = run.stdout.partition("-- campaign\n")[2]
+    words = [re.sub(r"[-\s]+", " ", NUMBER.sub("#", text)) for text in (printed, shown)]
+    assert words[0] == words[1]
+    # The faults are the same everywhere, and the training is not: a mean may be some points off.
+    found, expected = ([float(n) for n in NUMBER.findall(text)] for text in (printed, shown))
+    assert found == pytest.approx(expected, abs=15)
+    assert (tmp_path / "run.db").is_file()
+
+
 def test_the_example_is_as_short_as_it_says():
     example, _ = blocks()
     assert len([line for line in example.splitlines() if line.strip()]) <= 15

@@ -21,11 +21,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import fitact_fx
 from fitact_fx import run_campaign
 from fitact_fx.campaigns import Draws, Exhaustive, SingleFaults
+from fitact_fx.campaigns.evaluating import Evaluator, How
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Row
+from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.store import Store
 from fitact_fx.errors import CampaignError
 from fitact_fx.faults import BitFlip, Burst, StuckAt
+from fitact_fx.tracing import trace
 
 RATES = [1e-4, 1e-3]
 
@@ -445,6 +448,21 @@ def test_compiled_trials_agree_with_eager_ones_and_are_compiled_once(data: Any, 
         assert one.accuracy == pytest.approx(other.accuracy, abs=0.05)  # a tie may fall the other way
     again = run_campaign(variants, batches(data), BitFlip, RATES, trials=6, compile=True, suffixes=False)
     assert values(again) == values(compiled)
+
+
+def test_what_is_kept_and_so_the_way_of_each_trial_is_the_same_in_every_process(
+    data: Any, variants: dict[str, nn.Module]
+) -> None:
+    how = How(compile=True, suffix_memory=6000)
+    model = trace(variants["plain"])
+    weights = dict.fromkeys(dict(variants["plain"].named_parameters()), 1.0)
+    samples = Samples.read(batches(data))
+    first = Evaluator.of("plain", model, samples, {}, how, weights)
+    later = Evaluator.of("plain", model, samples, {}, how, weights, first.costs)
+    assert first.suffixes is not None
+    assert later.suffixes is not None
+    for name in weights:
+        assert first.suffixes.seconds([name]) == later.suffixes.seconds([name])
 
 
 def test_faults_in_bounds_reach_a_compiled_network(data: Any, variants: dict[str, nn.Module]) -> None:

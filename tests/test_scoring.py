@@ -297,12 +297,12 @@ def test_a_metric_that_raises_in_a_trial_is_told_and_the_others_are_measured() -
     assert of(scores) == (0.5, 0.0, 0.0, 0.5)
 
 
-def test_a_metric_that_gives_no_number_in_a_trial_is_kept_as_it_is() -> None:
+def test_a_metric_that_gives_no_number_in_a_trial_is_told_and_left_out() -> None:
     clean = torch.tensor([[2.0, 1.0]])
     scoring = Scoring.of([clean], read([1], [torch.tensor([0])]), {"sum": lambda found, wanted: found.sum()})
     scores = scoring.scores([torch.tensor([[nan, 1.0]])])
-    assert isnan(scores.metrics["sum"])
-    assert scores.error is None
+    assert scores.metrics == {}
+    assert scores.error == "metric 'sum' gave nan"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_metric_that_gives_no_number_in_a_trial_is_kept_as_it_is() -> None:
     [
         (lambda found, wanted: 1 / 0, "metric 'm' raised ZeroDivisionError: division by zero, without any fault"),
         (lambda found, wanted: {"iou": 1.0}, "metric 'm' raised TypeError: .*, without any fault"),
-        (lambda found, wanted: nan, "metric 'm' gives nan, without any fault;\n  mend the metric"),
+        (lambda found, wanted: nan, "metric 'm' gave nan, without any fault;\n  mend the metric"),
     ],
 )
 def test_a_metric_that_fails_without_faults_stops_the_campaign(metric: Any, message: str) -> None:

@@ -9,7 +9,7 @@ machine. Prints the table of docs/campaigns.md.
 
 import argparse
 import pickle
-import resource
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -119,10 +119,13 @@ def _stored(found: CampaignResult, folder: Path, count: int) -> Iterator[tuple[s
             seconds = _seconds(store, _blocks(found, rows, size))
         yield f"rows written in blocks of {size}", f"{rows / seconds:,.0f} rows/s"
     yield f"the store, of {count:,} rows", f"{path.stat().st_size / count:.0f} B/row"
-    before, start = _peak(), process_time()
+    start = process_time()
     rows = len(Store.read(path).rows)
     yield "reading it, as at the start of a campaign", f"{rows / (process_time() - start):,.0f} rows/s"
-    yield "memory that it takes then", f"{(_peak() - before) / rows:,.0f} B/row"
+    tracemalloc.start()
+    rows = len(Store.read(folder / "1.db").rows)
+    yield "memory that it takes then", f"{tracemalloc.get_traced_memory()[1] / rows:,.0f} B/row"
+    tracemalloc.stop()
     yield from _loop(found, folder / "loop.db", count)
 
 
@@ -269,11 +272,6 @@ def _blocks(found: CampaignResult, rows: int, size: int) -> Iterator[tuple[Block
 
 def _checksum(number: int, trial: int) -> str:
     return blake2b(f"{number} {trial}".encode(), digest_size=16).hexdigest()
-
-
-def _peak() -> int:
-    """Bytes of memory that this process has needed at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

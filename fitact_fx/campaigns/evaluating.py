@@ -190,11 +190,16 @@ def _suffixes(
     """None where they are turned off, or the model is none that they are sound for."""
     if not how.suffixes or not isinstance(model, GraphModule):
         return None
+    known = None if costs is None else costs["nodes"] or None
     try:
-        known = None if costs is None else costs["nodes"] or None
-        return Suffixes.of(model, samples.batches, how.suffix_memory, weights, costs=known)
+        made = Suffixes.of(model, samples.batches, how.suffix_memory, weights, costs=known)
+        if how.compile and known is None:
+            # What is kept follows from the costs, and decides between suffix and compiled whole: here as in any
+            # process that is given these costs.
+            made = Suffixes.of(model, samples.batches, how.suffix_memory, weights, costs=made.costs)
     except CampaignError:
         return None
+    return made
 
 
 def _compiled(model: nn.Module, samples: Samples) -> Callable[..., Any]:

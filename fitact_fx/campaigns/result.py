@@ -68,7 +68,7 @@ class CampaignResult:
 
     @property
     def errors(self) -> tuple[tuple[str, str, int, str], ...]:
-        """(variant, cell, trial, message) of each trial in which a metric of the user's raised."""
+        """(variant, cell, trial, message) of each trial in which the network raised, or a metric, or gave no number."""
         return tuple((row.variant, row.cell, row.trial, row.error) for row in self.rows if row.error is not None)
 
     def values(self, variant: str, cell: str, measure: str = "accuracy") -> NDArray[np.float64]:

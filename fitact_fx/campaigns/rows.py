@@ -32,7 +32,7 @@ class Row:
     `faults`: how many faults its list has; `checksum`: the list's own. Shares between 0 and 1: `accuracy` of all
     labelled samples; `sdc1` and `sdc5` of those that were right without faults; `due` of all samples. `accuracy`,
     `sdc1` and `sdc5` are None where the outputs are no class scores. `metrics`: the user's own, by name; one that
-    raised is missing there and told in `error`. `way` is one of `WAYS`; only `seconds` differs from run to run.
+    raised or gave no number is told in `error` instead. `way` is one of `WAYS`; only `seconds` differs from run to run.
     """
 
     variant: str

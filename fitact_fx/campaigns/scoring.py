@@ -160,15 +160,20 @@ class Scoring:
         return torch.tensor([labelled, correct, right, int(wrong.sum()), int(far.sum()), int(due.sum()), size])
 
     def _measured(self, outputs: Sequence[Any]) -> tuple[dict[str, float], str | None]:
-        """The user's metrics, and what the first one that raised said."""
+        """The user's metrics, and what is wrong with those that raised or gave no number."""
         found: dict[str, float] = {}
         errors: list[str] = []
         for name, metric in self.metrics.items():
             try:
                 with same_chances():  # a metric may draw a sample: the same one in every trial, whoever runs it
-                    found[name] = float(metric(_joined(outputs), _joined(self.samples.targets)))
+                    value = float(metric(_joined(outputs), _joined(self.samples.targets)))
             except Exception as error:  # noqa: BLE001  the user's code may raise anything; the campaign goes on
                 errors.append(f"metric {name!r} raised {type(error).__name__}: {error}")
+            else:
+                if isfinite(value):
+                    found[name] = value
+                else:
+                    errors.append(f"metric {name!r} gave {value}")
         return found, "; ".join(errors) or None
 
 

@@ -102,7 +102,7 @@ def _own(view: View) -> list[Markup]:
 
 
 def failures(view: View) -> Markup:
-    """Metrics that raised, trial by trial."""
+    """What raised, the network or a metric, trial by trial."""
     cells = {cell.name: cell_name(cell) for cell in view.result.conditions}
     rows = [
         [cells.get(row.cell, row.cell), row.variant, str(row.trial), row.error]
@@ -111,7 +111,10 @@ def failures(view: View) -> Markup:
     ]
     if not rows:
         return paragraph(f"No metric failed in any of {count(len(view.result.rows), 'trial')}.")
-    said = f"In {count(len(rows), 'trial')} of {len(view.result.rows):,} a metric raised; those have no value for it."
+    said = (
+        f"In {count(len(rows), 'trial')} of {len(view.result.rows):,} the network or a metric raised, or gave no "
+        "number. Means of metrics leave these trials out; a network that raises counts as a DUE of all samples."
+    )
     headers = ("condition", "variant", "trial", "what was raised")
     return joined(paragraph(said), long_table("Failures", headers, rows, rows[:SHOWN], words=4))
 

@@ -22,7 +22,12 @@ def text(result: CampaignResult, width: int = 110) -> str:
     parts.append(fill(stop_rule(view), width, subsequent_indent="  "))
     failed = sum(row.error is not None for row in result.rows)
     if failed:
-        parts.append(fill(f"In {count(failed, 'trial')} a metric raised: the report lists them.", width))
+        parts.append(
+            fill(
+                f"In {count(failed, 'trial')} something raised or gave no number: the report lists them.",
+                width,
+            )
+        )
     return "\n\n".join(parts)
 
 
