@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz check hooks clean
+.PHONY: help install demo test fuzz soak check hooks clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +34,13 @@ EXAMPLES ?= 10000
 fuzz: $(INSTALLED)  ## try the properties on 10,000 architectures (EXAMPLES=..., SEED=...)
 	@echo seed $(SEED)
 	FITACT_FUZZ=$$(( ($(EXAMPLES) * 2 + 18) / 19 )) $(BIN)/python -m pytest tests/test_properties.py --hypothesis-seed=$(SEED)
+
+# About ten minutes; `make soak KILLS=5` is a quick look.
+KILLS ?= 50
+
+soak: $(INSTALLED)  ## kill campaigns at 50 random moments, and see that nothing is lost (KILLS=..., SEED=...)
+	@echo seed $(SEED)
+	$(BIN)/python tools/soak.py --kills $(KILLS) --seed $(SEED)
 
 # Where CI is set, nothing is rewritten: code that is not formatted fails.
 check: $(INSTALLED)  ## format, lint and type-check

@@ -27,7 +27,7 @@ from fitact_fx.campaigns.rows import Row
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.store import Store
 from fitact_fx.errors import CampaignError
-from fitact_fx.faults import BitFlip, Burst, StuckAt
+from fitact_fx.faults import BitFlip, Burst, FaultList, StuckAt
 from fitact_fx.tracing import trace
 
 RATES = [1e-4, 1e-3]
@@ -155,6 +155,36 @@ def test_the_model_its_modes_and_the_random_state_are_as_before(data: Any, varia
     assert not variants["hard"].training
     assert torch.equal(state, torch.get_rng_state())
     assert torch.get_num_threads() == threads
+
+
+def test_everything_is_as_before_after_an_interrupt_in_the_middle(
+    data: Any, variants: dict[str, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trial, runs = variants["plain"].train(), Evaluator.trial, []
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+
+    def interrupted(self: Evaluator, faults: FaultList, *, transient: bool) -> Any:
+        runs.append(faults)
+        if len(runs) == 4:
+            with faults.applied(self.memory):
+                raise KeyboardInterrupt
+        return trial(self, faults, transient=transient)
+
+    monkeypatch.setattr(Evaluator, "trial", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_campaign(variants, data, BitFlip, [1e-3], trials=40, store=tmp_path / "run.db")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    result = run_campaign(variants, data, BitFlip, [1e-3], trials=40, store=tmp_path / "run.db")
+    assert len(result.rows) == 80
+
+
+def test_another_seed_gives_other_draws(data: Any, variants: dict[str, nn.Module]) -> None:
+    one, other = (run_campaign(variants, data, BitFlip, [1e-3], trials=3, seed=seed) for seed in (0, 1))
+    assert {row.checksum for row in one.rows}.isdisjoint(row.checksum for row in other.rows)
 
 
 def test_the_same_call_on_a_store_goes_on_where_it_was(

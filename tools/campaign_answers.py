@@ -53,7 +53,7 @@ def _answer(plan: Plan, sides: Sides, peers: Sequence[str]) -> dict[str, Any]:
 def _ours(plan: Plan, ground: Ground, question: Question) -> dict[str, Any]:
     """Until the interval is narrow enough, where a pilot says that this is quick; else extrapolated."""
     if plan.quick:
-        found, spent = timed(_run, ground, question, 40, MARGIN, False)
+        found, spent = timed(_run, ground, question, 40, MARGIN)
         return _told(found, question, spent, len(found.rows), extrapolated=False)
     pilot, _ = timed(_run, ground, question, PILOT, None)
     each = _trial_seconds(pilot)
@@ -68,7 +68,7 @@ def _ours(plan: Plan, ground: Ground, question: Question) -> dict[str, Any]:
     return _told(found, question, longer, draws, extrapolated=True)
 
 
-def _run(ground: Ground, question: Question, trials: int, until: float | None, compiled: bool = True) -> CampaignResult:
+def _run(ground: Ground, question: Question, trials: int, until: float | None) -> CampaignResult:
     with cold_compiler():
         return run_campaign(
             {VARIANT: ground.model},
@@ -79,7 +79,7 @@ def _run(ground: Ground, question: Question, trials: int, until: float | None, c
             trials=trials,
             until=until,
             measure=question.measure,
-            compile=compiled,
+            compile=question.rate is not None,  # what depends on a single fault is run in eager mode anyway
             progress=False,
         )
 

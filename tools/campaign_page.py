@@ -16,7 +16,7 @@ ResNet-20 with its trained weights, CIFAR-10 test images in one batch, Q15.16 bi
 to the store, decide what is next. *Bare*: `torch.compile(model)(images)` under `torch.inference_mode()`, no faults, \
 no judgement. Sides take turns, a block of the campaign (about half a second) and as many bare forwards. *Overhead* \
 is (campaign - bare) / bare, from the medians over the turns, and from the least times."""
-_PIECES = "What a trial does besides its forward, each piece right behind one, processor milliseconds; the rest is what is left over:"
+_PIECES = "What a trial does besides its forward, processor milliseconds, each piece right behind a forward:"
 _SUFFIXES = """\
 ResNet-50 for CIFAR-10 with its trained weights, Q15.16. The same single faults for every side: {trials} in the \
 weight of each of the {layers} convolution and linear layers, so each depth counts alike; {images} images in one \
@@ -105,7 +105,7 @@ def _suffixes(part: Mapping[str, Any]) -> list[str]:
     text = _SUFFIXES.format(**{key: part[key] for key in ("trials", "layers", "images", "rounds")}, kept=_kept(part))
     differing = part["differing rows, compiled"]
     if differing is not None:
-        text += f" Compiled code rounds otherwise than eager code: the rows of the two compiled sides differ in {differing} trials."
+        text += f" Compiled code rounds otherwise than eager code: these two differ in {differing} trials."
     return [text, table(rows), "By layer, eager, from the input to the output:", _by_layer(part["by layer"])]
 
 

@@ -23,10 +23,10 @@ _ANSWER = """\
 at 95 %. The others have no rule to stop by, so their user plans the sample beforehand: {planned:,} single faults for \
 a share to +-1 % (Leveugle et al., DATE 2009, p = 0.5), and {planned:,} draws for an accuracy, whose standard \
 deviation between draws is not known and is 0.5 at most. Their time is **extrapolated**: seconds per trial (the \
-median of turns before and behind our run) times the plan. Ours is `run_campaign(until={margin}, compile=True)` with \
-cold compiler caches, set-up included, run to the end; where a pilot said that this takes more than the limit, it is \
-**extrapolated** too (marked ~): set-up and seconds per trial of a shorter run, and the look at which its spread \
-between draws would let it stop."""
+median of turns before and behind our run) times the plan. Ours is `run_campaign(until={margin})`, with \
+`compile=True` at the rates and cold compiler caches, set-up included, run to the end; where a pilot said that this \
+takes more than the limit, it is **extrapolated** too (marked ~): set-up and seconds per trial of a shorter run, and \
+the look at which its spread between draws would let it stop."""
 _GAIN = """\
 *Gain*: their time by ours, wall; the fastest of the others counts for the goal. *Same draws*: if their user had \
 known the spread and run exactly as many draws as ours, so that only speed is left. *Processor*: the gain in the \

@@ -35,7 +35,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     plan, found = Plan(options.data, options.quick, options.limit), {}
-    for name in options.parts:
+    # The others' tools come last: importing PyTorchFI changes how the whole process logs, and dask then cannot.
+    for name in sorted(options.parts, key=lambda part: part == "peers"):
         start = perf_counter()
         with cold_compiler():
             part = PARTS[name](plan)

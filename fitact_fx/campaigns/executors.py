@@ -7,10 +7,11 @@ a block gets its result, or an error that is not about workers.
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from fitact_fx.campaigns.dispatching import Dispatcher, Pool
@@ -56,10 +57,12 @@ def completed(workers: Workers, blocks: Iterator[Any]) -> Iterator[tuple[Any, An
     is raised here.
     """
     flying: dict[Future[Any], Any] = {}
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
     more = True
     while more or flying:
         # Twice as many as can run, so that none waits for this process.
-        while more and len(flying) < 2 * workers.slots:
+        most = 2 * workers.slots
+        while more and len(flying) < most:
             try:
                 block = next(blocks)
             except StopIteration:
@@ -69,12 +72,12 @@ def completed(workers: Workers, blocks: Iterator[Any]) -> Iterator[tuple[Any, An
                 break
             future = workers.submit(block)
             flying[future] = block
+            future.add_done_callback(done.put)
             if future.done():  # in this process: its result may change what comes next
                 break
         assert flying or not more, "there is nothing to wait for"
         if flying:
-            done = wait(flying, return_when=FIRST_COMPLETED).done
-            first = next(future for future in flying if future in done)
+            first = done.get()
             yield flying.pop(first), first.result()
 
 

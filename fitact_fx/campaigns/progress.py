@@ -1,6 +1,7 @@
 """What people see while a campaign runs: how far it is, and how the interval shrinks."""
 
 from contextlib import AbstractContextManager
+from time import perf_counter
 from types import TracebackType
 
 import numpy as np
@@ -9,15 +10,19 @@ from tqdm import tqdm
 from fitact_fx.campaigns.job import Job
 from fitact_fx.campaigns.lanes import Lane, Lanes
 
+_PAUSE = 0.2  # seconds between two looks at the interval
+
 
 class Progress(AbstractContextManager["Progress"]):
     """A bar over all trials; a cell that stops early takes its remaining ones off."""
 
     def __init__(self, lanes: Lanes, job: Job, *, shown: bool) -> None:
-        self.lanes, self.job = lanes, job
+        self.job = job
+        self.next = 0.0
+        self.total = sum(map(_planned, lanes.lanes.values()))
         done = sum(len(lane.values) for lane in lanes.lanes.values())
         self.bar = tqdm(
-            total=sum(map(_planned, lanes.lanes.values())),
+            total=self.total,
             initial=done,
             desc="trials",
             unit="trial",
@@ -28,9 +33,14 @@ class Progress(AbstractContextManager["Progress"]):
 
     def show(self, lane: Lane, rows: int) -> None:
         """Some trials of this lane are done."""
+        if self.bar.disable:
+            return
         if lane.finished:
-            self.bar.total = sum(map(_planned, self.lanes.lanes.values()))
-        self.bar.set_postfix_str(self._state(lane), refresh=False)
+            self.total -= lane.trials - len(lane.values)
+            self.bar.total = self.total
+        if perf_counter() >= self.next:  # all values of a lane are gone through, which may be many
+            self.bar.set_postfix_str(self._state(lane), refresh=False)
+            self.next = perf_counter() + _PAUSE
         self.bar.update(rows)
 
     def __exit__(

@@ -110,9 +110,8 @@ class Scoring:
     def clean(self) -> Scores:
         """The scores without faults. CampaignError where there is nothing to measure, or a metric gives nothing."""
         scores = self.scores([each.output for each in self.golden])
-        broken = [f"metric {name!r} gives {value}" for name, value in scores.metrics.items() if not isfinite(value)]
-        if scores.error is not None or broken:
-            raise CampaignError(f"{scores.error or broken[0]}, without any fault;\n  mend the metric")
+        if scores.error is not None:
+            raise CampaignError(f"{scores.error}, without any fault;\n  mend the metric")
         if scores.accuracy is None and scores.sdc1 is None and not scores.metrics:
             seen = all(golden.judged is not None for golden in self.golden)
             why = (
