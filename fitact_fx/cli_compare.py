@@ -14,9 +14,9 @@ from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Condition
 from fitact_fx.campaigns.store import Store
 from fitact_fx.errors import CampaignError, close_to
-from fitact_fx.reports.campaign_compared import compared, compared_json
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import MEASURES, NOTHING, cell_name, measure_name, signed, span
+from fitact_fx.reports.campaigns.compared import compared, compared_json
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import MEASURES, NOTHING, cell_name, measure_name, signed, span
 from fitact_fx.statistics import Interval
 
 ABOUT = """\

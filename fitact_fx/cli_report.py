@@ -11,9 +11,9 @@ from typing import Any
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.store import Store
 from fitact_fx.errors import CampaignError
-from fitact_fx.reports.campaign_figures import figures
-from fitact_fx.reports.campaign_page import write_page
-from fitact_fx.reports.campaign_text import text
+from fitact_fx.reports.campaigns.figures import figures
+from fitact_fx.reports.campaigns.page import write_page
+from fitact_fx.reports.campaigns.text import text
 
 ABOUT = """\
 Prints what a store holds: of a campaign that is done, that runs now, or that was broken off.

@@ -9,7 +9,7 @@ import browser
 import pytest
 import synthetic_campaigns as synthetic
 
-from fitact_fx.reports.campaign_page import SECTIONS, write_page
+from fitact_fx.reports.campaigns.page import SECTIONS, write_page
 
 CAMPAIGNS = {
     "rates": synthetic.rate_sweep,

@@ -14,10 +14,10 @@ from matplotlib.colors import to_hex
 
 from fitact_fx.campaigns.rows import Condition
 from fitact_fx.errors import FitactError
-from fitact_fx.reports import campaign_maps
-from fitact_fx.reports.campaign_drawing import Picture, style
-from fitact_fx.reports.campaign_figures import figures, rate_figure, single_figure
-from fitact_fx.reports.campaign_view import View
+from fitact_fx.reports.campaigns import maps
+from fitact_fx.reports.campaigns.drawing import Picture, style
+from fitact_fx.reports.campaigns.figures import figures, rate_figure, single_figure
+from fitact_fx.reports.campaigns.view import View
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -104,7 +104,7 @@ def bars(axes: Axes) -> list[list[float]]:
 
 def test_tensors_are_bars_in_network_order_from_the_top() -> None:
     view = View(synthetic.per_tensor(12))
-    (axes,) = campaign_maps.bars(view, view.tensors).axes
+    (axes,) = maps.bars(view, view.tensors).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [one.name for one in view.result.conditions]
     assert axes.yaxis_inverted()
     for variant, widths in zip(view.variants, bars(axes), strict=True):
@@ -114,7 +114,7 @@ def test_tensors_are_bars_in_network_order_from_the_top() -> None:
 
 def test_many_tensors_are_a_line_of_readable_size_with_the_worst_named() -> None:
     view = View(synthetic.per_tensor(160, trials=6))
-    figure = campaign_maps.profile(view, view.tensors)
+    figure = maps.profile(view, view.tensors)
     assert max(figure.get_size_inches()) < 8
     (axes,) = figure.axes
     means = {one.name: view.result.values("plain", one.name, "sdc1").mean() for one in view.result.conditions}
@@ -129,7 +129,7 @@ def test_many_tensors_are_a_line_of_readable_size_with_the_worst_named() -> None
 
 def test_bits_stand_as_a_word_is_written_with_its_parts_shaded() -> None:
     view = View(synthetic.per_bit())
-    (axes,) = campaign_maps.bit_bars(view).axes
+    (axes,) = maps.bit_bars(view).axes
     assert [label.get_text() for label in axes.get_xticklabels()][:2] == ["31", "29"]
     assert {text.get_text() for text in axes.texts} == {"sign", "integer", "fraction"}
     heights = [bar.get_height() for bar in axes.containers[1] if hasattr(bar, "get_height")]
@@ -141,7 +141,7 @@ def test_the_heat_map_has_tensors_down_and_bits_across_on_one_scale() -> None:
     view = View(synthetic.exhaustive())
     scales = []
     for variant in view.variants:
-        axes, _ = campaign_maps.heat(view, variant).axes
+        axes, _ = maps.heat(view, variant).axes
         (image,) = axes.images
         values = np.asarray(image.get_array())
         means = [
@@ -189,7 +189,7 @@ import matplotlib as mpl
 settings = lambda: [mpl.rcParams[name] for name in ("svg.hashsalt", "svg.fonttype", "font.size")]
 before = settings()
 import synthetic_campaigns as synthetic
-from fitact_fx.reports.campaign_page import page
+from fitact_fx.reports.campaigns.page import page
 page(synthetic.exhaustive()), page(synthetic.rate_sweep(trials=3))
 assert "matplotlib.pyplot" not in sys.modules
 assert settings() == before

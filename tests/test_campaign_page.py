@@ -24,11 +24,11 @@ from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.running import run_campaign
 from fitact_fx.errors import CampaignError
 from fitact_fx.faults import BitFlip, Burst, FaultList
-from fitact_fx.reports.campaign_compared import compared, compared_json
-from fitact_fx.reports.campaign_estimates import Stratum, pooled, sampled
-from fitact_fx.reports.campaign_page import page, write_page
-from fitact_fx.reports.campaign_text import text
-from fitact_fx.reports.campaign_words import duration, estimate, percent, verdict
+from fitact_fx.reports.campaigns.compared import compared, compared_json
+from fitact_fx.reports.campaigns.estimates import Stratum, pooled, sampled
+from fitact_fx.reports.campaigns.page import page, write_page
+from fitact_fx.reports.campaigns.text import text
+from fitact_fx.reports.campaigns.words import duration, estimate, percent, verdict
 from fitact_fx.statistics import Interval
 
 VOID = {"meta", "link", "br"}

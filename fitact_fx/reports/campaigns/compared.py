@@ -10,10 +10,10 @@ from tabulate import tabulate
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Condition
 from fitact_fx.errors import CampaignError
-from fitact_fx.reports.campaign_estimates import Estimate
-from fitact_fx.reports.campaign_summary import difference_in_words
-from fitact_fx.reports.campaign_view import View, value_of
-from fitact_fx.reports.campaign_words import NOTHING, cell_name, count, estimate, listed, measure_name
+from fitact_fx.reports.campaigns.estimates import Estimate
+from fitact_fx.reports.campaigns.summary import difference_in_words
+from fitact_fx.reports.campaigns.view import View, value_of
+from fitact_fx.reports.campaigns.words import NOTHING, cell_name, count, estimate, listed, measure_name
 from fitact_fx.statistics import Interval, paired_difference
 
 # What decides which faults a trial has, and what they are measured on.

@@ -3,9 +3,9 @@
 from textwrap import fill
 
 from fitact_fx.campaigns.result import CampaignResult
-from fitact_fx.reports.campaign_summary import answer, comparison, stop_rule
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import count, listed, span
+from fitact_fx.reports.campaigns.summary import answer, comparison, stop_rule
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import count, listed, span
 
 _LINES = 60  # of a table that people read in a terminal
 

@@ -3,8 +3,8 @@
 from math import floor, isfinite, log10
 
 from fitact_fx.campaigns.rows import Condition
-from fitact_fx.reports.campaign_estimates import Estimate
-from fitact_fx.reports.campaign_view import View
+from fitact_fx.reports.campaigns.estimates import Estimate
+from fitact_fx.reports.campaigns.view import View
 from fitact_fx.reports.words import power
 from fitact_fx.statistics import Interval
 

@@ -4,9 +4,9 @@ import json
 import re
 
 from fitact_fx.campaigns.rows import Condition, Row
-from fitact_fx.reports.campaign_html import Markup, code, joined, paragraph
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import cell_name
+from fitact_fx.reports.campaigns.html import Markup, code, joined, paragraph
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import cell_name
 
 _MODEL = re.compile(r"fault=(\w+)\(")
 _PLAIN = "a bit flips"  # what BitFlip says of itself where it was given nothing else

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Condition
-from fitact_fx.reports import campaign_maps
-from fitact_fx.reports.campaign_drawing import Picture, canvas, legend, literal, picture, style
-from fitact_fx.reports.campaign_estimates import Estimate
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import MEASURES, cell_name, estimate, measure_name, number, unit_of
+from fitact_fx.reports.campaigns import maps
+from fitact_fx.reports.campaigns.drawing import Picture, canvas, legend, literal, picture, style
+from fitact_fx.reports.campaigns.estimates import Estimate
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import MEASURES, cell_name, estimate, measure_name, number, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def figures(result: CampaignResult) -> tuple[Picture, ...]:
     """Every figure that this campaign has data for, as inline SVG. FitactError without matplotlib."""
     view = View(result)
-    return (*overview(view), *campaign_maps.maps(view))
+    return (*overview(view), *maps.maps(view))
 
 
 def overview(view: View) -> Iterator[Picture]:

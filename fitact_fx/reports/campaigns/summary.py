@@ -1,8 +1,8 @@
 """What a campaign says in sentences, for the top of its page and for the terminal."""
 
 from fitact_fx.campaigns.rows import Condition
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import (
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import (
     MEASURES,
     cell_name,
     count,

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.errors import CampaignError
-from fitact_fx.reports import campaign_costs, campaign_results, campaign_setup
-from fitact_fx.reports.campaign_figures import overview
-from fitact_fx.reports.campaign_html import Markup, element, joined, paragraph, section
-from fitact_fx.reports.campaign_maps import maps
-from fitact_fx.reports.campaign_style import STYLE
-from fitact_fx.reports.campaign_summary import answer
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import listed
+from fitact_fx.reports.campaigns import costs, results, setup
+from fitact_fx.reports.campaigns.figures import overview
+from fitact_fx.reports.campaigns.html import Markup, element, joined, paragraph, section
+from fitact_fx.reports.campaigns.maps import maps
+from fitact_fx.reports.campaigns.style import STYLE
+from fitact_fx.reports.campaigns.summary import answer
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import listed
 
-Pictures = campaign_results.Pictures
+Pictures = results.Pictures
 
 
 def _summary(view: View) -> Markup:
@@ -35,17 +35,17 @@ def _alone(made: Callable[[View], Markup]) -> Callable[[View, Pictures], Markup]
 
 SECTIONS: tuple[tuple[str, str, Callable[[View, Pictures], Markup]], ...] = (
     ("summary", "Summary", _alone(_summary)),
-    ("fault-model", "Fault model", _alone(campaign_setup.fault_model)),
-    ("campaign", "Campaign", _alone(campaign_setup.campaign)),
-    ("clean-cost", "Clean cost before faults", _alone(campaign_setup.clean_cost)),
-    ("results", "Results per condition", campaign_results.results),
-    ("comparison", "Comparison on the same faults", _alone(campaign_results.comparison)),
-    ("breakdown", "Breakdown by site, tensor and bit", campaign_results.breakdown),
-    ("coverage", "Coverage", _alone(campaign_costs.coverage)),
-    ("overheads", "Measured overheads", _alone(campaign_costs.overheads)),
-    ("failures", "Failures", _alone(campaign_costs.failures)),
-    ("limits", "Limits", _alone(campaign_costs.limits)),
-    ("environment", "Environment", _alone(campaign_setup.environment)),
+    ("fault-model", "Fault model", _alone(setup.fault_model)),
+    ("campaign", "Campaign", _alone(setup.campaign)),
+    ("clean-cost", "Clean cost before faults", _alone(setup.clean_cost)),
+    ("results", "Results per condition", results.results),
+    ("comparison", "Comparison on the same faults", _alone(results.comparison)),
+    ("breakdown", "Breakdown by site, tensor and bit", results.breakdown),
+    ("coverage", "Coverage", _alone(costs.coverage)),
+    ("overheads", "Measured overheads", _alone(costs.overheads)),
+    ("failures", "Failures", _alone(costs.failures)),
+    ("limits", "Limits", _alone(costs.limits)),
+    ("environment", "Environment", _alone(setup.environment)),
 )
 
 

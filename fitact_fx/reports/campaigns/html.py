@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from fitact_fx.reports.campaign_drawing import Picture
+from fitact_fx.reports.campaigns.drawing import Picture
 
 SHOWN = 20  # rows of a long table that are not folded away
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Condition
-from fitact_fx.reports.campaign_drawing import Picture
-from fitact_fx.reports.campaign_estimates import Estimate
-from fitact_fx.reports.campaign_html import SHOWN, Markup, element, figure, joined, long_table, paragraph, table
-from fitact_fx.reports.campaign_summary import comparison as sentences
-from fitact_fx.reports.campaign_summary import pairs
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import (
+from fitact_fx.reports.campaigns.drawing import Picture
+from fitact_fx.reports.campaigns.estimates import Estimate
+from fitact_fx.reports.campaigns.html import SHOWN, Markup, element, figure, joined, long_table, paragraph, table
+from fitact_fx.reports.campaigns.summary import comparison as sentences
+from fitact_fx.reports.campaigns.summary import pairs
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import (
     NOTHING,
     PER,
     cell_name,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fitact_fx.reports.campaign_html import (
+from fitact_fx.reports.campaigns.html import (
     SHOWN,
     Markup,
     bullets,
@@ -15,9 +15,9 @@ from fitact_fx.reports.campaign_html import (
     paragraph,
     table,
 )
-from fitact_fx.reports.campaign_summary import unfinished
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import NOTHING, cell_name, count, duration, listed, number, percent, span
+from fitact_fx.reports.campaigns.summary import unfinished
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import NOTHING, cell_name, count, duration, listed, number, percent, span
 from fitact_fx.reports.words import size
 from fitact_fx.statistics import rule_of_three
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fitact_fx.campaigns.rows import Condition, Row
-from fitact_fx.reports.campaign_html import Markup, element, facts, folded, joined, long_table, paragraph, table
-from fitact_fx.reports.campaign_replay import kept, replay
-from fitact_fx.reports.campaign_summary import stop_rule
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import (
+from fitact_fx.reports.campaigns.html import Markup, element, facts, folded, joined, long_table, paragraph, table
+from fitact_fx.reports.campaigns.replay import kept, replay
+from fitact_fx.reports.campaigns.summary import stop_rule
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import (
     NOTHING,
     cell_name,
     count,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fitact_fx.campaigns.rows import Condition
-from fitact_fx.reports.campaign_drawing import Picture, canvas, legend, literal, picture, style, thinned
-from fitact_fx.reports.campaign_estimates import Estimate
-from fitact_fx.reports.campaign_view import View
-from fitact_fx.reports.campaign_words import cell_name, estimate, measure_name, order_of_harm
+from fitact_fx.reports.campaigns.drawing import Picture, canvas, legend, literal, picture, style, thinned
+from fitact_fx.reports.campaigns.estimates import Estimate
+from fitact_fx.reports.campaigns.view import View
+from fitact_fx.reports.campaigns.words import cell_name, estimate, measure_name, order_of_harm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Condition, Row
 from fitact_fx.errors import FitactError
 from fitact_fx.faults.formats import find_format
-from fitact_fx.reports.campaign_estimates import Estimate, Stratum, Values, enumerated, pooled, sampled
+from fitact_fx.reports.campaigns.estimates import Estimate, Stratum, Values, enumerated, pooled, sampled
 from fitact_fx.statistics import Interval, wilson
 
 SHARES = ("accuracy", "sdc1", "sdc5", "due")
