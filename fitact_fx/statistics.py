@@ -28,6 +28,11 @@ class Interval:
     high: float
 
     @property
+    def reach(self) -> float:
+        """How far the truth may be from the mean: the longer side."""
+        return max(self.high - self.mean, self.mean - self.low)
+
+    @property
     def half_width(self) -> float:
         """Half of what lies between its ends: the 0.01 of "to within a point"."""
         return (self.high - self.low) / 2
@@ -65,22 +70,22 @@ def bootstrap_mean(samples: ArrayLike, confidence: float = 0.95, resamples: int 
 
 
 def stopping_interval(samples: ArrayLike, confidence: float = 0.95) -> Interval:
-    """What a campaign looks at to stop once it knows enough: `bootstrap_mean`, but for equal samples.
+    """What a campaign looks at to stop once it knows enough: `bootstrap_mean`, and what no draw has shown yet.
 
-    A bootstrap of equal samples has no width. Most draws do nothing and a rare one ruins the network, so the
-    first samples often are equal: a campaign would stop at once, sure of itself, and never see a ruin. That
-    no sample in n differed says that at most 3/n of all do (`rule_of_three`), by 1 at most if the samples are
-    shares: [v - 3/n, v + 3/n], cut to [0, 1]. Equal samples outside [0, 1] are no shares; as nothing says
-    how far a rare one could lie from them, their interval is infinite.
+    A bootstrap knows only what was seen. Most draws do nothing and a rare one ruins the network, so a few draws are
+    often equal, or nearly: a campaign would stop at once, sure of itself, and never see a ruin. That none of n
+    draws showed an outcome says that at most 3/n of all do (`rule_of_three`). Where the samples are shares, such
+    an outcome is 0 or 1 at worst, and moves the mean m to (1 - 3/n) m or to m + 3/n (1 - m): the interval reaches as
+    far. Equal samples outside [0, 1] are no shares; as nothing says how far a rare one could lie from them,
+    their interval is infinite.
     """
     values = _checked(samples)
-    value = float(values[0])
-    if not (values == value).all():
-        return bootstrap_mean(values, confidence)
-    rest = rule_of_three(len(values), confidence)
-    if not 0 <= value <= 1:
-        return Interval(value, -inf, inf)
-    return Interval(value, max(0.0, value - rest), min(1.0, value + rest))
+    found = bootstrap_mean(values, confidence)
+    if not ((values >= 0) & (values <= 1)).all():
+        return Interval(found.mean, -inf, inf) if (values == values[0]).all() else found
+    rest, mean = rule_of_three(len(values), confidence), found.mean
+    unseen = Interval(mean, mean * (1 - rest), mean + (1 - mean) * rest)
+    return Interval(mean, min(_finite(found.low, 0.0), unseen.low), max(_finite(found.high, 1.0), unseen.high))
 
 
 def paired_difference(
@@ -196,6 +201,10 @@ def _cut_off(confidence: float) -> Fraction:
 def _written(number: float) -> Fraction:
     """The decimal number that the user wrote: 0.01 is 1/100, and not the nearest sum of powers of two."""
     return Fraction(repr(float(number)))
+
+
+def _finite(end: float, otherwise: float) -> float:
+    return end if isfinite(end) else otherwise
 
 
 def _checked(samples: ArrayLike) -> Samples:

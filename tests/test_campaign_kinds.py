@@ -403,7 +403,9 @@ def test_variants_that_differ_in_what_can_be_hit_have_no_single_faults_in_common
             "variants 'one' and 'other' differ in what can be hit (tensor 'bias'), so that single faults could not be "
             'the same in both;\n  choose what they share, such as targets=["parameters"]'
         )
-    assert len(RateSweep((0.1,)).cells(asked(memories))) == 1
+    for rated in (RateSweep((0.1,)), Draws(BitFlip(rate=0.1))):
+        with pytest.raises(CampaignError, match=r"\(tensor 'bias'\), so that they would get different"):
+            rated.cells(asked(memories))
 
 
 def test_activations_are_too_many_for_an_exhaustive_campaign() -> None:

@@ -267,10 +267,10 @@ def test_limits_name_their_numbers(sweep: CampaignResult) -> None:
 
 
 def test_the_stop_rule_says_which_cells_stopped_and_that_looking_often_has_a_price() -> None:
-    whole = synthetic.rate_sweep(("plain", "fitact"), until=0.02)
+    whole = synthetic.rate_sweep(("plain", "fitact"), until=0.1)
     rows = tuple(row for row in whole.rows if row.trial < 35 or row.variant == "plain" or row.cell != "1e-06")
     told = sections(replace(whole, rows=rows))["campaign"]
-    assert "no wider than ±2.0 points, after 30 draws at least" in told
+    assert "no wider than ±10.0 points, after 30 draws at least" in told
     assert "Stopped early: fitact at 1e-6." in told
     assert "Looking often makes intervals a bit optimistic" in told
 

@@ -131,7 +131,7 @@ def test_an_area_leaves_out_cells_about_a_part_of_the_network_and_needs_two_rate
 
 def test_what_never_happened_is_bounded_by_the_rule_of_three() -> None:
     found = result([row("plain", "1e-06", trial, sdc1=0.0, sdc5=float(trial == 9)) for trial in range(60)])
-    assert found.interval("plain", "1e-06", "sdc1") == Interval(0.0, 0.0, 0.0)
+    assert found.interval("plain", "1e-06", "sdc1") == Interval(0.0, 0.0, pytest.approx(3 / 60))
     assert found.never("plain", "1e-06") == pytest.approx(3 / 60)
     assert found.never("plain", "1e-06", "sdc5") is None
 
@@ -156,12 +156,12 @@ def test_where_every_place_was_hit_the_mean_is_no_estimate() -> None:
 @pytest.mark.parametrize(
     ("trials", "until", "spread", "stopped"),
     [
-        (8, 0.1, 0.01, True),
+        (8, 0.2, 0.01, True),
         (8, None, 0.01, False),
         (8, 0.001, 0.01, False),  # it was killed before it knew enough
         (12, 0.1, 0.01, False),  # all trials have run
         (3, 0.1, 0.01, False),  # fewer than the minimum: killed as well
-        (8, 0.1, 0.0, False),  # equal draws: only the rule of three speaks, and 3/8 is more than 0.1
+        (8, 0.1, 0.01, False),  # what no draw has shown: 3/8 of all, 0.5 away, is more than 0.1
     ],
 )
 def test_a_cell_has_stopped_if_it_knew_enough_before_all_trials_had_run(

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from functools import cache
 from math import ceil
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitact_fx.campaigns.job import Block
-from fitact_fx.campaigns.lanes import Lane, Lanes, StopRule, measured
+from fitact_fx.campaigns.lanes import Lane, Lanes, measured
 from fitact_fx.campaigns.rows import Row
+from fitact_fx.campaigns.stopping import StopRule
 from fitact_fx.statistics import bootstrap_mean
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -25,15 +27,29 @@ def row(trial: int, value: Value, variant: str = "plain", **more: Any) -> Row:
 
 
 @cache
-def half_width(values: tuple[float, ...], confidence: float) -> float:
-    """Equal shares: the rule of three; others: the bootstrap."""
-    if len(set(values)) > 1:
+def is_known(values: tuple[float, ...], until: float, confidence: float) -> bool:
+    """The bootstrap, the normal approximation, and what an outcome that was not seen could do to a share."""
+    if len(values) < 2:
         found = bootstrap_mean(values, confidence)
-        return (found.high - found.low) / 2
-    if not 0 <= values[0] <= 1:
-        return np.inf
-    rest = min(1.0, max(3, -np.log(1 - confidence)) / len(values))
-    return float(min(1.0, values[0] + rest) - max(0.0, values[0] - rest)) / 2
+        return False
+    mean, found = float(np.mean(values)), bootstrap_mean(values, confidence)
+    if len(set(values)) == 1 and not 0 <= mean <= 1:
+        return False
+    reaches = [found.high - mean, mean - found.low, needed(values, until, confidence) / len(values) * until]
+    return max(reaches) <= until * (1 + 1e-9)
+
+
+def needed(values: tuple[float, ...], until: float, confidence: float) -> float:
+    """How many draws it takes."""
+    if len(values) < 2:
+        return 0
+    cut_off = round(NormalDist().inv_cdf((1 + confidence) / 2), 3)
+    spread, mean = float(np.std(values, ddof=1)), float(np.mean(values))
+    scattered = max(2, ceil((cut_off * spread / until) ** 2 - 1e-9)) if spread else 0
+    are_shares = all(0 <= value <= 1 for value in values)
+    return max(
+        scattered, ceil(max(mean, 1 - mean) * max(3, -np.log(1 - confidence)) / until - 1e-6) if are_shares else 0
+    )
 
 
 def stop(values: list[Value], until: float | None, minimum: int, confidence: float = 0.95) -> int:
@@ -43,9 +59,10 @@ def stop(values: list[Value], until: float | None, minimum: int, confidence: flo
         if until is None or done < look:
             continue
         known = tuple(value for value in values[:done] if value is not None)
-        if known and half_width(known, confidence) <= until:
+        if known and is_known(known, until, confidence):
             return done
-        look = max(done + 1, ceil(done * 1.2))
+        wanted = max(needed(known, until, confidence), done + max(1, ceil(done * 0.02)))
+        look = min(wanted, max(done + 1, ceil(done * 1.2)))
     return len(values)
 
 
@@ -130,17 +147,14 @@ def test_without_until_every_trial_runs() -> None:
 @pytest.mark.parametrize(
     ("value", "until", "least"),
     [
-        (1.0, 0.01, 150),  # 3 / 150, on one side only: half of 0.02
-        (0.0, 0.01, 150),
-        (0.5, 0.01, 300),  # on both sides
-        (0.999, 0.01, 159),  # cut at 1: (3 / n + 0.001) / 2 <= 0.01
+        (1.0, 0.01, 300),  # a share of 3 / 300 could be 0 instead
+        (0.0, 0.01, 300),
+        (0.5, 0.01, 150),  # 3 / 150 of all, 0.5 away
+        (0.9, 0.05, 55),  # 54, but for the looks: 36, 44, 53, 55
     ],
 )
 def test_equal_values_stop_by_the_rule_of_three_alone(value: float, until: float, least: int) -> None:
-    looks = [30]
-    while looks[-1] < least:
-        looks.append(max(looks[-1] + 1, ceil(looks[-1] * 1.2)))
-    assert finished_after([value] * 1000, StopRule(until, 30, "accuracy", 0.95)) == looks[-1]
+    assert finished_after([value] * 1000, StopRule(until, 30, "accuracy", 0.95)) == least
 
 
 def test_equal_values_that_are_no_shares_never_stop() -> None:

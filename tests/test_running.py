@@ -495,6 +495,53 @@ def test_what_is_kept_and_so_the_way_of_each_trial_is_the_same_in_every_process(
         assert first.suffixes.seconds([name]) == later.suffixes.seconds([name])
 
 
+def test_an_answer_that_is_not_finite_is_not_right_without_faults_either() -> None:
+    class Endless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight) / (x[:, :1] != 9)
+
+    inputs = torch.tensor([[2.0, 1.0], [9.0, 1.0]])
+    result = run_campaign({"net": Endless()}, (inputs, torch.tensor([0, 0])), BitFlip, [1e-3], trials=1)
+    assert result.settings["variants"]["net"]["clean"]["accuracy"] == 0.5
+
+
+def test_a_model_that_answers_otherwise_than_when_the_store_was_made_is_refused(
+    data: Any, variants: dict[str, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"rates": [1e-3], "store": tmp_path / "run.db", "until": 1e-9, "minimum": 2, "trials": 3}
+    monkeypatch.setattr("fitact_fx.campaigns.running._work", lambda *args, **kwargs: None)
+    run_campaign({"net": variants["plain"]}, data, **asked)  # a store without a trial, as after a kill
+    clean = Evaluator.clean_values
+    monkeypatch.setattr(Evaluator, "clean_values", lambda self: {**clean(self), "accuracy": 0.125})
+    with pytest.raises(CampaignError, match=r"variant 'net' gives .* and gave .* when the store was made"):
+        run_campaign({"net": variants["plain"]}, data, **asked)
+
+
+def test_transient_faults_hit_each_batch_with_its_own_part(data: Any, variants: dict[str, nn.Module]) -> None:
+    asked: dict[str, Any] = {"rates": [3e-3], "trials": 3, "at": "*", "permanent": False}
+    small = run_campaign(variants, batches(data, 7), **asked)
+    whole = run_campaign(variants, batches(data, 40), **asked)
+    for one, other in zip(small.rows, whole.rows, strict=True):
+        assert one.checksum == other.checksum
+        assert one.accuracy == pytest.approx(other.accuracy, abs=0.03)  # batches round apart
+    assert any(row.accuracy < 0.7 for row in whole.rows if row.accuracy is not None)
+
+
+def test_targets_that_cannot_be_transient_are_refused_before_anything_runs(
+    data: Any, variants: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.db"
+    with pytest.raises(fitact_fx.FitactError, match="is no activation"):
+        run_campaign(
+            variants, data, BitFlip, [1e-3], at="*", permanent=False, targets=["parameters"], store=path, trials=2
+        )
+    assert not path.exists()
+
+
 def test_faults_in_bounds_reach_a_compiled_network(data: Any, variants: dict[str, nn.Module]) -> None:
     hard = {"hard": variants["hard"]}
     asked: dict[str, Any] = {"targets": ["bounds"], "trials": 12, "suffixes": False}

@@ -69,9 +69,10 @@ def of(scores: Scores) -> tuple[Any, ...]:
     return scores.accuracy, scores.sdc1, scores.sdc5, scores.due
 
 
-@pytest.mark.parametrize("classes", [1, 2, 4, 5, 6, 12])
-@pytest.mark.parametrize("pixels", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("classes", [2, 4, 5, 6, 12])
+@pytest.mark.parametrize(
+    ("pixels", "labelled"), [((), True), ((3,), True), ((2, 3), True), ((), False), ((2, 3), False)]
+)
 def test_scores_are_what_counting_one_by_one_gives(classes: int, pixels: tuple[int, ...], labelled: bool) -> None:
     random = torch.Generator().manual_seed(classes * 100 + len(pixels) * 10 + labelled)
     sizes, clean, faulty, targets = [7, 4], [], [], []
@@ -92,6 +93,19 @@ def test_scores_are_what_counting_one_by_one_gives(classes: int, pixels: tuple[i
     assert of(scoring.scores(faulty)) == counted(clean, faulty, targets)
     assert of(scoring.clean()) == counted(clean, clean, targets)
     assert 0 < of(scoring.scores(faulty))[3] < 1, "the case shows little"
+
+
+@pytest.mark.parametrize(
+    ("output", "targets"),
+    [
+        (torch.randn(4, 1), torch.zeros(4, dtype=torch.int64)),  # one score is no choice
+        (torch.randn(4, 1), None),
+        (torch.randn(4, 7, 9), None),  # tokens of a text, or points of a class: nothing says which
+    ],
+)
+def test_outputs_that_may_be_no_class_scores_need_a_metric(output: Tensor, targets: Tensor | None) -> None:
+    with pytest.raises(CampaignError, match="are no class scores for these targets"):
+        Scoring.of([output], read([4], [targets]), {}).clean()
 
 
 def test_infinities_that_are_there_without_faults_are_no_due_and_new_ones_are() -> None:

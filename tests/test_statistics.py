@@ -154,11 +154,12 @@ def test_stopping_holds_the_truth_about_as_often_as_it_says():
 @pytest.mark.parametrize(
     ("samples", "confidence", "expected"),
     [
-        ([0.5] * 30, 0.95, (0.5, 0.4, 0.6)),
+        ([0.5] * 30, 0.95, (0.5, 0.45, 0.55)),
         ([0.0] * 300, 0.95, (0.0, 0.0, 0.01)),
         ([1.0] * 300, 0.95, (1.0, 0.99, 1.0)),
+        ([0.9] * 300, 0.95, (0.9, 0.891, 0.901)),
         ([0.5], 0.95, (0.5, 0.0, 1.0)),
-        ([0.5] * 100, 0.99, (0.5, 0.5 + math.log(0.01) / 100, 0.5 - math.log(0.01) / 100)),
+        ([0.5] * 100, 0.99, (0.5, 0.5 + math.log(0.01) / 200, 0.5 - math.log(0.01) / 200)),
         ([7.0] * 300, 0.95, (7.0, -math.inf, math.inf)),
     ],
 )
@@ -167,9 +168,17 @@ def test_equal_samples_are_known_to_the_rule_of_three(samples, confidence, expec
     assert (interval.mean, interval.low, interval.high) == pytest.approx(expected)
 
 
-def test_samples_that_differ_stop_by_their_bootstrap():
-    samples = accuracies(40)
+def test_samples_that_scatter_stop_by_their_bootstrap():
+    samples = np.random.default_rng(0).choice([0.1, 0.9], 200)
     assert stopping_interval(samples, 0.9) == bootstrap_mean(samples, 0.9)
+
+
+def test_samples_that_hardly_differ_stop_by_what_none_of_them_has_shown():
+    samples = np.full(200, 0.9)
+    samples[0] = 0.89
+    found, mean = stopping_interval(samples), samples.mean()
+    assert (found.low, found.high) == pytest.approx((mean - mean * 3 / 200, mean + (1 - mean) * 3 / 200))
+    assert found.reach == pytest.approx(mean * 3 / 200)
 
 
 def test_pairing_removes_what_both_sides_share():

@@ -1,6 +1,7 @@
 """Part `peers`: the same work in other tools' loops, and the same answer, for which a campaign of ours stops early."""
 
 from collections.abc import Sequence
+from math import ceil
 from statistics import median, stdev
 from typing import Any
 
@@ -8,7 +9,6 @@ from campaign_peers import FORMAT, QUESTIONS, Ground, Question, Sides, present, 
 from campaign_sides import VARIANT, Plan, Seconds, cold_compiler, timed
 
 from fitact_fx import run_campaign
-from fitact_fx.campaigns.lanes import StopRule
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.statistics import draws_needed, stopping_interval
 
@@ -85,12 +85,8 @@ def _run(ground: Ground, question: Question, trials: int, until: float | None) -
 
 
 def _draws(spread: float) -> int:
-    """The first look at which so many draws are there."""
-    rule, needed = StopRule(MARGIN, 30, "", 0.95), draws_needed(spread, MARGIN)
-    look = rule.first_look(PLANNED)
-    while look < min(needed, PLANNED):
-        look = rule.next_look(look, PLANNED)
-    return look
+    """How many draws the stop rule takes: what the spread needs, and 3 / margin, for what no draw has shown yet."""
+    return min(PLANNED, max(draws_needed(spread, MARGIN), ceil(3 / MARGIN)))
 
 
 def _spread(found: CampaignResult, question: Question) -> float:

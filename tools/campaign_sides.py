@@ -21,10 +21,10 @@ from torch._inductor.utils import fresh_cache
 from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.job import Job
 from fitact_fx.campaigns.kinds import Kind
-from fitact_fx.campaigns.lanes import StopRule
 from fitact_fx.campaigns.rows import Condition, Row
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.setup import Setup
+from fitact_fx.campaigns.stopping import StopRule
 from fitact_fx.faults import BitFlip, find_format
 from fitact_fx.models import load_cifar10, load_weights, resnet20, resnet50_cifar
 

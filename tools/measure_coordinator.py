@@ -31,12 +31,13 @@ from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.executors import Workers, completed, workers_for
 from fitact_fx.campaigns.job import Block
 from fitact_fx.campaigns.kinds import RateSweep
-from fitact_fx.campaigns.lanes import Lane, Lanes, StopRule
+from fitact_fx.campaigns.lanes import Lane, Lanes
 from fitact_fx.campaigns.payload import as_bytes
 from fitact_fx.campaigns.progress import Progress
 from fitact_fx.campaigns.rows import Row
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.setup import Setup
+from fitact_fx.campaigns.stopping import StopRule
 from fitact_fx.faults import BitFlip
 from fitact_fx.faults.formats import as_format
 from fitact_fx.models import resnet20

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from fitact_fx.campaigns.lanes import StopRule
+from fitact_fx.campaigns.stopping import StopRule
 from fitact_fx.statistics import bootstrap_mean
 
 MOST = 1000
@@ -47,10 +47,10 @@ def _shares(cell: tuple[float, float, float], until: float, repeats: int) -> tup
     for _ in range(repeats):
         values = _draws(cell, chance)
         look = rule.first_look(MOST)
-        while look < MOST and not rule.is_met(list(values[:look])):
-            look = rule.next_look(look, MOST)
+        while look < MOST and not rule.is_met(values[:look].tolist()):
+            look = rule.next_look(look, MOST, values[:look].tolist())
         trials.append(look)
-        found, other = rule.interval(list(values[:look])), bootstrap_mean(_draws(cell, chance)[:look])
+        found, other = bootstrap_mean(values[:look]), bootstrap_mean(_draws(cell, chance)[:look])
         stopped += found.low <= truth <= found.high
         fixed += other.low <= truth <= other.high
     return f"{int(np.median(trials))}", f"{stopped / repeats:.1%}", f"{fixed / repeats:.1%}"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fitact_fx.ambience import random_states_kept, slow_path
+from fitact_fx.ambience import slow_path
 from fitact_fx.campaigns.fingerprints import identical_trees
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric, Scores, Scoring
@@ -82,11 +82,6 @@ class Evaluator:
         return cls(
             model, memory, samples, whole, scoring, scoring.clean(), how.skip, suffixes, eager, dict(costs or measured)
         )
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Of the class scores of one sample; None where the output is something else."""
-        return self.scoring.golden[0].shape
 
     def clean_values(self) -> dict[str, float | None]:
         """What the variant is worth without faults, by column and metric."""
@@ -164,9 +159,9 @@ class Evaluator:
 
 @contextmanager
 def _quiet(*, compiled: bool = False) -> Iterator[None]:
-    """No gradients, no global generator moved, attention as a hardened model computes it, nothing compiled anew."""
+    """No gradients, attention as a hardened model computes it, nothing compiled anew."""
     stance = torch.compiler.set_stance("fail_on_recompile") if compiled else nullcontext()
-    with torch.inference_mode(), random_states_kept(), slow_path(), stance:
+    with torch.inference_mode(), slow_path(), stance:
         yield
 
 

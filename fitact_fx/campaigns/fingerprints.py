@@ -115,7 +115,17 @@ def code_of_model(model: nn.Module) -> str:
         forward = getattr(kind.forward, "__code__", None)
         if forward is not None and not issubclass(kind, GraphModule) and not is_torch(forward.co_filename):
             digest.update(_code_bytes(forward))
+    for path, module in model.named_modules():
+        plain = {name: value for name, value in vars(module).items() if _is_plain(value) and name != "training"}
+        digest.update(f"{path}{sorted(plain.items())}".encode())
     return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    """A number, a text, or a tuple of them: what a forward may compute with, beside tensors."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | complex | str)
 
 
 def code_of_function(function: Callable[..., Any]) -> str:

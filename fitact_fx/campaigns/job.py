@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from fitact_fx.ambience import random_states_kept
 from fitact_fx.campaigns.evaluating import Costs, Evaluator, How
 from fitact_fx.campaigns.questions import Cell
 from fitact_fx.campaigns.rows import Row
@@ -71,8 +72,9 @@ class Job:
 
     def run(self, block: Block) -> list[Row]:
         """The rows of these trials, in their order."""
-        evaluator, cell = self.evaluator(block.variant), self.cells[block.cell]
-        return [self._row(evaluator, cell, block.variant, trial) for trial in block.trials]
+        with random_states_kept():  # a network may draw, and the global generators are the user's
+            evaluator, cell = self.evaluator(block.variant), self.cells[block.cell]
+            return [self._row(evaluator, cell, block.variant, trial) for trial in block.trials]
 
     def _row(self, evaluator: Evaluator, cell: Cell, variant: str, trial: int) -> Row:
         start = perf_counter()

@@ -51,6 +51,7 @@ class RateSweep(Kind):
     def cells(self, question: Question) -> tuple[Cell, ...]:
         trials = 100 if question.trials is None else question.trials
         made = [(rate, question.made(rate=rate)) for rate in self.rates]
+        question.paired(made[0][1])
         population = max(self._population(fault, question) for _, fault in made)
         return tuple(
             Cell(Condition(_written(rate), trials, population, rate=rate), fault, question.targets)
@@ -180,6 +181,7 @@ class Draws(Kind):
         found = [self.fault.cells(memory, question.targets) for memory in question.memories.values()]
         if self.fault.count is not None:
             found = [question.shared(question.targets or ("parameters",))]
+        question.paired(self.fault)
         population = max(sum(places_in(place, ways) for place in places) for places in found)
         trials = 100 if question.trials is None else question.trials
         condition = Condition("all", trials, population, rate=self.fault.rate)

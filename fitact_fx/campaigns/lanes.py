@@ -8,41 +8,12 @@ and not on who ran them or when.
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 
 import numpy as np
 
 from fitact_fx.campaigns.job import Block
 from fitact_fx.campaigns.rows import Row
-from fitact_fx.statistics import Interval, stopping_interval
-
-_GROWTH = 1.2  # from look to look: few enough that looking often costs little confidence
-
-
-@dataclass(frozen=True)
-class StopRule:
-    """Stop when the half-width of the interval of `measure` is at most `until`, after `minimum` trials at least."""
-
-    until: float | None
-    minimum: int
-    measure: str
-    confidence: float
-
-    def first_look(self, trials: int) -> int:
-        """How many trials come before the first decision."""
-        return trials if self.until is None else min(trials, self.minimum)
-
-    def next_look(self, look: int, trials: int) -> int:
-        """How many trials come before the one after it."""
-        return min(trials, max(look + 1, ceil(look * _GROWTH)))
-
-    def interval(self, values: Sequence[float]) -> Interval:
-        """What is decided on."""
-        return stopping_interval(values, self.confidence)
-
-    def is_met(self, values: Sequence[float]) -> bool:
-        """Whether these trials are enough."""
-        return self.until is not None and len(values) > 0 and self.interval(values).half_width <= self.until
+from fitact_fx.campaigns.stopping import StopRule
 
 
 def measured(row: Row, measure: str) -> float | None:
@@ -79,7 +50,7 @@ class Lane:
         while not self.finished and self._is_complete():
             self.finished = self.look >= self.trials or self.rule.is_met(self.known())
             if not self.finished:
-                self.look = self.rule.next_look(self.look, self.trials)
+                self.look = self.rule.next_look(self.look, self.trials, self.known())
 
     def known(self) -> list[float]:
         """The values up to the look, in the order of trials."""

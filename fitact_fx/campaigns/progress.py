@@ -7,6 +7,7 @@ from types import TracebackType
 import numpy as np
 from tqdm import tqdm
 
+from fitact_fx.campaigns.arguments import MEASURES
 from fitact_fx.campaigns.job import Job
 from fitact_fx.campaigns.lanes import Lane, Lanes
 
@@ -55,6 +56,8 @@ class Progress(AbstractContextManager["Progress"]):
         if len(values) < 2:
             return where
         half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+        if lane.rule.measure not in MEASURES:  # in a unit of the user's
+            return f"{where}: {float(np.mean(values)):.4g} ±{half:.2g}"
         return f"{where}: {100 * float(np.mean(values)):.1f} % ±{100 * half:.1f}"
 
 

@@ -11,6 +11,8 @@ from fitact_fx.faults.activation_cell import ActivationCell
 from fitact_fx.faults.cells import Cell as Place
 from fitact_fx.faults.drawing import permuted
 
+_SHARED = ("parameters", "activations")
+
 MakeFault = Callable[..., FaultModel]
 
 
@@ -80,6 +82,24 @@ class Question:
         if not isinstance(made, FaultModel):
             raise CampaignError(f"fault makes a {type(made).__name__};\n  give a fault model, such as fault=BitFlip")
         return made
+
+    def paired(self, fault: FaultModel) -> None:
+        """CampaignError unless this fault hits the same parameters and activations in all variants.
+
+        A tensor's faults follow from its name and size; bounds are each variant's own.
+        """
+        hit = {
+            name: {(cell.name, cell.shape) for cell in fault.cells(memory, self.targets) if cell.kind in _SHARED}
+            for name, memory in self.memories.items()
+        }
+        (first, tensors), *others = hit.items()
+        for name, theirs in others:
+            if tensors != theirs:
+                some = min(tensor for tensor, _ in tensors ^ theirs)
+                raise CampaignError(
+                    f"variants {first!r} and {name!r} differ in what can be hit (tensor {some!r}), so that they would "
+                    "get different faults;\n  give variants of one model, or run a campaign for each and compare them"
+                )
 
     def shared(self, targets: Sequence[str]) -> tuple[Place, ...]:
         """What these targets mean, in the first variant's order. CampaignError unless it is the same in all of them."""

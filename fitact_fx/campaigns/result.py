@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fitact_fx.campaigns import exporting, tabulating
 from fitact_fx.campaigns.cells import Cells
 from fitact_fx.campaigns.rows import Condition, Row
+from fitact_fx.campaigns.stopping import StopRule
 from fitact_fx.errors import CampaignError, FitactError
 from fitact_fx.statistics import (
     Interval,
@@ -75,18 +76,25 @@ class CampaignResult:
         """In trial order, (trials,), without the trials that have none."""
         return np.array(list(self._cells.by_trial(variant, cell, measure).values()), dtype=np.float64)
 
+    @property
+    def _hits_each_place_once(self) -> bool:
+        return (
+            self.settings["kind"] in ("exhaustive", "single faults") and self.settings.get("persistence") != "transient"
+        )
+
     def interval(self, variant: str, cell: str, measure: str = "accuracy") -> Interval:
         """The mean over the draws and its interval, see `bootstrap_mean`.
 
-        It has no width where all values are the same, for which see `never`, nor where an exhaustive campaign has hit
-        every place of the cell: then the mean is no estimate.
+        Where all values are the same share, that is what the rule of three leaves open (`stopping_interval`). It has no
+        width where every place of the cell was hit: then the mean is no estimate.
         """
         key = (variant, cell, measure)
         if key not in self._intervals:
             values = self._cells.some(*key)
-            exact = self.settings["kind"] == "exhaustive" and len(values) == self._cells.condition(cell).population
+            exact = len(values) == self._cells.condition(cell).population and self._hits_each_place_once
             with _about(f"{measure} of {variant!r} at {cell!r}"):
-                found = bootstrap_mean(values, self.confidence)
+                alike = len(values) > 1 and bool((values == values[0]).all()) and 0 <= values[0] <= 1
+                found = (stopping_interval if alike else bootstrap_mean)(values, self.confidence)
             self._intervals[key] = Interval(found.mean, found.mean, found.mean) if exact else found
         return self._intervals[key]
 
@@ -130,7 +138,7 @@ class CampaignResult:
         values = [value for value in self.values(variant, cell, self.measure) if isfinite(value)]
         if until is None or not min(self.settings["minimum"], most) <= done < most or not values:
             return False
-        return stopping_interval(values, self.confidence).half_width <= float(until)
+        return StopRule(float(until), int(self.settings["minimum"]), self.measure, self.confidence).is_met(values)
 
     def table(self, measure: str | None = None) -> str:
         """For people: of each variant and cell the mean with its interval, shares in per cent."""

@@ -28,13 +28,14 @@ from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.executors import completed, workers_for
 from fitact_fx.campaigns.job import Job
 from fitact_fx.campaigns.kinds import Kind
-from fitact_fx.campaigns.lanes import Lane, Lanes, StopRule
+from fitact_fx.campaigns.lanes import Lane, Lanes
 from fitact_fx.campaigns.progress import Progress
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.rows import Condition, Row
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric
 from fitact_fx.campaigns.setup import Setup
+from fitact_fx.campaigns.stopping import StopRule
 from fitact_fx.campaigns.store import Store
 from fitact_fx.campaigns.variants import threads_set
 from fitact_fx.errors import CampaignError
@@ -126,7 +127,7 @@ def run_campaign(
         how=How(compile, suffixes, skip, whole("suffix_memory", suffix_memory, 0)),
         threads=whole("threads", threads, 1),
     )
-    with threads_set(threads), ExitStack() as stack:
+    with threads_set(threads), random_states_kept(), ExitStack() as stack:
         if store is None:
             store = Path(stack.enter_context(TemporaryDirectory(prefix="fitact-fx-"))) / "campaign.db"
         return _run(asked, Path(store), workers, executor, words, shown=progress)
@@ -166,18 +167,10 @@ def _opened(
 
 
 def _measure(job: Job, settings: dict[str, Any]) -> None:
-    """Run every variant without faults, and write what that gave into the settings. CampaignError if they disagree."""
+    """Run every variant without faults, and write what that gave into the settings."""
     for name in job.variants:
         evaluator = job.evaluator(name)
         settings["variants"][name] |= {"clean": evaluator.clean_values(), "seconds": evaluator.costs["whole"]}
-    shapes = {name: job.evaluator(name).shape for name in job.variants}
-    (first, shape), *others = shapes.items()
-    for name, theirs in others:
-        if theirs != shape:
-            raise CampaignError(
-                f"variants {first!r} and {name!r} give outputs of different shapes, {shape} and {theirs};\n"
-                "  compare models that answer the same question"
-            )
 
 
 def _check_clean(job: Job, settings: Mapping[str, Any]) -> None:

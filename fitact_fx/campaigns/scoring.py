@@ -85,7 +85,10 @@ class Golden:
     def of(cls, output: Any, targets: Any) -> "Golden":
         """From a clean output. CampaignError for labels that do not fit the class scores."""
         logits = _class_scores(output, targets)
-        return cls(output, None if logits is None else Judged.of(logits, targets))
+        # One score is no choice between classes; and without labels, three dimensions may be (N, T, classes) as well.
+        if logits is None or logits.shape[1] < 2 or (targets is None and logits.ndim == 3):
+            return cls(output, None)
+        return cls(output, Judged.of(logits, targets))
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -182,7 +185,7 @@ def _class_scores(output: Any, targets: Any) -> Tensor | None:
         return None
     try:
         return logits_of(output)
-    except (CalibrationError, StopIteration):  # the latter for an empty dict
+    except CalibrationError:
         return None
 
 

@@ -13,12 +13,12 @@ from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.fingerprints import code_of_function
 from fitact_fx.campaigns.job import Job
 from fitact_fx.campaigns.kinds import Kind
-from fitact_fx.campaigns.lanes import StopRule
 from fitact_fx.campaigns.questions import Cell, Question
 from fitact_fx.campaigns.rows import Condition
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.campaigns.scoring import Metric
-from fitact_fx.campaigns.variants import Injection, described, prepared
+from fitact_fx.campaigns.stopping import StopRule
+from fitact_fx.campaigns.variants import Injection, described, prepared, require_same_outputs
 from fitact_fx.faults import FaultModel, Format, Memory
 from fitact_fx.faults.activation_cell import ActivationCell
 
@@ -47,7 +47,6 @@ class Setup:
         """The job, the settings (without what must be measured), and the conditions."""
         models, cells = self._prepared()
         how = How(self.how.compile, self.how.suffixes, self.how.skip, self.how.suffix_memory // len(models))
-        inferences = sum(self.samples.sizes) if self.at is not None and not self.permanent else None
         job = Job(
             models,
             self.samples,
@@ -58,13 +57,14 @@ class Setup:
             how,
             _weights(models, cells),
             self.threads,
-            inferences,
+            self._inferences,
         )
         return job, self._settings(models, cells), tuple(cell.condition for cell in cells)
 
     def _prepared(self) -> tuple[dict[str, nn.Module], tuple[Cell, ...]]:
         """The variants as they are run, and the cells, whose faults need room in injection nodes."""
         models = self._copies(1)
+        require_same_outputs(models, self.samples)
         cells = self._cells(models)
         if self.at is None:
             return models, cells
@@ -82,8 +82,13 @@ class Setup:
         cells = self.kind.cells(Question(self.fault, memories, self.format, self._targets, self.trials))
         for cell in cells:
             for memory in memories.values():
-                cell.faults(memory, self.format, self.seed, 0, None)  # what cannot be drawn shows at once
+                cell.faults(memory, self.format, self.seed, 0, self._inferences)  # what cannot be drawn shows at once
         return cells
+
+    @property
+    def _inferences(self) -> int | None:
+        """How many samples a list is for, where each has faults of its own."""
+        return sum(self.samples.sizes) if self.at is not None and not self.permanent else None
 
     @cached_property
     def _targets(self) -> tuple[str, ...] | None:

@@ -1,18 +1,18 @@
 """The models of a campaign: copies in evaluation mode, traced where that works, and what is to be known of each."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fitact_fx.ambience import random_states_kept, slow_path
 from fitact_fx.batches import Batch
 from fitact_fx.bounded import bounded_sites
-from fitact_fx.campaigns.fingerprints import code_of_model, fingerprint, identical_trees
+from fitact_fx.campaigns.fingerprints import code_of_model, fingerprint, identical_trees, parts
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.errors import CampaignError, SiteError, TracingError
 from fitact_fx.faults import BitFlip, Format
@@ -60,6 +60,24 @@ def prepared(name: str, model: nn.Module, samples: Samples, stored: Format, inje
     except SiteError:
         return evaluating_copy(plain)  # half of it may have been rewritten
     return graph if own is graph or _agree(graph, own, samples) else own
+
+
+def require_same_outputs(models: Mapping[str, nn.Module], samples: Samples) -> None:
+    """CampaignError unless all variants give outputs of one form on the first batch, or raise, which is told later."""
+    shapes: dict[str, list[Any]] = {}
+    for name, model in models.items():
+        with torch.inference_mode(), random_states_kept(), slow_path(), suppress(Exception):
+            output = samples.batches[0].run(model)
+            tensors = ((path, leaf) for path, leaf in parts(output) if isinstance(leaf, Tensor) and leaf.ndim)
+            shapes[name] = [(path, tuple(leaf.shape[1:])) for path, leaf in tensors]
+    for name, shape in shapes.items():
+        first = next(iter(shapes))
+        if shape != shapes[first]:
+            ours, theirs = ([dims for _, dims in each] for each in (shapes[first], shape))
+            raise CampaignError(
+                f"variants {first!r} and {name!r} give outputs of different shapes, {ours} and {theirs} for a sample;\n"
+                "  compare models that answer the same question"
+            )
 
 
 def _positional(samples: Samples) -> tuple[Any, ...] | None:

@@ -44,6 +44,11 @@ class Stratum:
     values: Values
 
     @property
+    def hides(self) -> bool:
+        """Whether its draws were all the same, so that they say nothing about rarer ones."""
+        return not self.estimate.exact and bool((self.values == self.values[0]).all())
+
+    @property
     def variance(self) -> float:
         """Of the mean; infinite where nothing says how far the draws are spread."""
         if self.estimate.exact:
@@ -61,7 +66,7 @@ def sampled(values: Values, interval: Callable[[], Interval], confidence: float,
     if event and not values.any():
         return Estimate(0.0, 0.0, rule_of_three(count, confidence), count, never=True)
     found = interval()
-    return Estimate(mean, found.low, found.high, count, alike=found.low == found.high)
+    return Estimate(mean, found.low, found.high, count, alike=count > 1 and bool((values == values[0]).all()))
 
 
 def enumerated(values: Values, population: int) -> Estimate:
@@ -92,7 +97,11 @@ def pooled(strata: Sequence[Stratum], confidence: float) -> Estimate | None:
         events = max(3.0, -log1p(-confidence))
         high = max(weight * events / one.estimate.trials for weight, one in weighted)
         return Estimate(0.0, 0.0, min(1.0, high), trials, never=True)
+    # A stratum that showed nothing, or nothing new, has no variance of its own: what it may hide is added to its side.
+    unseen = [weight * rule_of_three(one.estimate.trials, confidence) for weight, one in weighted if one.hides]
+    hidden = max(unseen, default=0.0)
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(sum(w * w * one.variance for w, one in weighted))
     if not isfinite(reach):
         return Estimate(mean, -inf, inf, trials)
-    return Estimate(mean, max(0.0, mean - reach), min(1.0, mean + reach), trials)
+    below = 0.0 if all(one.estimate.mean == 0 for _, one in weighted if one.hides) else hidden
+    return Estimate(mean, max(0.0, mean - reach - below), min(1.0, mean + reach + hidden), trials)
