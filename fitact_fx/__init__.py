@@ -1,5 +1,6 @@
 """fitact_fx: a compiler pass that makes PyTorch models survive hardware faults."""
 
+from fitact_fx.campaigns.planning import plan
 from fitact_fx.campaigns.running import run_campaign
 from fitact_fx.coverage import Coverage, coverage
 from fitact_fx.errors import FitactError, UncalibratedWarning, UnprotectedWarning
@@ -28,6 +29,7 @@ __all__ = [
     "inject",
     "load",
     "lower",
+    "plan",
     "post_train",
     "run_campaign",
     "save",
