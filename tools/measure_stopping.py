@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from fitact_fx.campaigns.stopping import StopRule
-from fitact_fx.statistics import bootstrap_mean
+from fitact_fx.statistics import bootstrap_mean, stopping_interval
 
 MOST = 1000
 # Share of draws that ruin something, and between which accuracies those lie; all others are at 0.95.
@@ -50,7 +50,7 @@ def _shares(cell: tuple[float, float, float], until: float, repeats: int) -> tup
         while look < MOST and not rule.is_met(values[:look].tolist()):
             look = rule.next_look(look, MOST, values[:look].tolist())
         trials.append(look)
-        found, other = bootstrap_mean(values[:look]), bootstrap_mean(_draws(cell, chance)[:look])
+        found, other = stopping_interval(values[:look]), bootstrap_mean(_draws(cell, chance)[:look])
         stopped += found.low <= truth <= found.high
         fixed += other.low <= truth <= other.high
     return f"{int(np.median(trials))}", f"{stopped / repeats:.1%}", f"{fixed / repeats:.1%}"

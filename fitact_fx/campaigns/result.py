@@ -85,8 +85,9 @@ class CampaignResult:
     def interval(self, variant: str, cell: str, measure: str = "accuracy") -> Interval:
         """The mean over the draws and its interval, see `bootstrap_mean`.
 
-        Where all values are the same share, that is what the rule of three leaves open (`stopping_interval`). It has no
-        width where every place of the cell was hit: then the mean is no estimate.
+        Where all values are the same share, and in a campaign that stops by itself, it is the `stopping_interval`,
+        which reaches as far as what no draw has shown. It has no width where every place of the cell was hit: then
+        the mean is no estimate.
         """
         key = (variant, cell, measure)
         if key not in self._intervals:
@@ -94,7 +95,8 @@ class CampaignResult:
             exact = len(values) == self._cells.condition(cell).population and self._hits_each_place_once
             with _about(f"{measure} of {variant!r} at {cell!r}"):
                 alike = len(values) > 1 and bool((values == values[0]).all()) and 0 <= values[0] <= 1
-                found = (stopping_interval if alike else bootstrap_mean)(values, self.confidence)
+                guarded = alike or self.settings.get("until") is not None
+                found = (stopping_interval if guarded else bootstrap_mean)(values, self.confidence)
             self._intervals[key] = Interval(found.mean, found.mean, found.mean) if exact else found
         return self._intervals[key]
 

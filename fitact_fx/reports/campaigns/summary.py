@@ -176,7 +176,8 @@ def stop_rule(view: View) -> str:
         said = (
             f"Stop rule: a cell ends early once its {width}, after {view.settings['minimum']:,} draws at least. "
             + (f"Stopped early: {names}{more}. " if cells else "No cell stopped early. ")
-            + "Looking often makes intervals a bit optimistic: they stop at a moment when they happen to be narrow."
+            + "Looking often makes intervals a bit optimistic: they stop at a moment when they happen to be narrow. "
+            "Against that, they reach as far as an outcome could move the mean that no draw has shown."
         )
     left = unfinished(view)
     return said + (f" Not finished: {count(len(left), 'cell')} still lack trials." if left else "")
