@@ -6,8 +6,7 @@ Calibration and post-training see training images only, accuracy is measured on 
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fitact_fx import models
+from fitact_fx.ambience import threads_set
 from fitact_fx.bounded import bounded_sites
 from fitact_fx.campaigns.result import CampaignResult
 from fitact_fx.campaigns.run_time import fastest_runs
@@ -125,7 +125,7 @@ def run(options: Options) -> Result:
         raise FitactError(known("network", options.model, NETWORKS))
     options.out.mkdir(parents=True, exist_ok=True)  # before the long work, so that a wrong folder shows at once
     task = NETWORKS[options.model](options)
-    with _threads(task.threads):
+    with threads_set(task.threads):
         _say(f"2/4 hardening it three ways with {len(task.training[1])} training images")
         hardened = {name: _hardened(task, name, options.seed) for name in PROTECTIONS}
         campaign = _campaign(task, hardened, options)
@@ -239,16 +239,6 @@ def _written(result: Result, hardened: Mapping[str, TracedModule]) -> tuple[str,
 
 def _joined(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _say(line: str) -> None:

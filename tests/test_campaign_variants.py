@@ -16,9 +16,10 @@ from small_models import module
 from torch import Tensor, nn
 
 import fitact_fx
+from fitact_fx.ambience import threads_set
 from fitact_fx.campaigns.fingerprints import fingerprint, identical, identical_trees
 from fitact_fx.campaigns.samples import Samples
-from fitact_fx.campaigns.variants import Injection, described, prepared, threads_set
+from fitact_fx.campaigns.variants import Injection, described, prepared
 from fitact_fx.errors import CampaignError, UncalibratedWarning
 from fitact_fx.faults import Memory, find_format
 from fitact_fx.traced import TracedModule
@@ -359,6 +360,7 @@ SCRIPT = """
 import torch
 from torch import nn
 import fitact_fx
+from fitact_fx.ambience import threads_set
 from fitact_fx.campaigns.fingerprints import fingerprint
 def act(x): return x
 class Holds(nn.Module):

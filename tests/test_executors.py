@@ -293,7 +293,8 @@ def is_alive(process: int) -> bool:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys, test_executors as t\n"
+        "import signal, sys, test_executors as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "with t.workers_for(t.Sleeper(sys.argv[1]), workers=2) as workers:\n"
         "    list(t.completed(workers, iter(range(3))))\n"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fitact_fx.ambience import random_states_kept
+from fitact_fx.ambience import random_states_kept, threads_set
 from fitact_fx.campaigns.arguments import (
     confidence_level,
     half_width,
@@ -37,7 +37,6 @@ from fitact_fx.campaigns.scoring import Metric
 from fitact_fx.campaigns.setup import Setup
 from fitact_fx.campaigns.stopping import StopRule
 from fitact_fx.campaigns.store import Store
-from fitact_fx.campaigns.variants import threads_set
 from fitact_fx.errors import CampaignError
 from fitact_fx.faults import BitFlip, FaultModel, Format
 from fitact_fx.faults.formats import as_format

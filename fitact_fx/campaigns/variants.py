@@ -1,7 +1,7 @@
 """The models of a campaign: copies in evaluation mode, traced where that works, and what is to be known of each."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,14 +144,3 @@ def _coverage(model: nn.Module) -> Iterator[dict[str, Any]]:
         yield {"site": free.name, "kind": free.kind, "protected": False, "how": "no bound"}
     for path, why in model.unseen.items():
         yield {"site": path or "(the model itself)", "kind": "code", "protected": False, "how": f"not seen: {why}"}
-
-
-@contextmanager
-def threads_set(count: int) -> Iterator[None]:
-    """torch computes with so many threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -66,6 +66,7 @@ def _facts(view: View) -> list[tuple[str, str]]:
     # Rates strike all of it each time; single faults strike one stratum at a time.
     populations = [one.population for one in view.result.conditions]
     places = max(populations, default=0) if view.rates else sum(populations)
+    unseen = ", and as far as what none has shown" if settings.get("until") is not None else ""
     told = [
         ("kind", settings["kind"]),
         ("conditions", f"{len(view.result.conditions):,}, for each of {count(len(view.variants), 'variant')}"),
@@ -74,7 +75,7 @@ def _facts(view: View) -> list[tuple[str, str]]:
         ("seed", str(settings["seed"])),
         ("data", _data(settings)),
         ("evaluated", "compiled" if settings.get("compile") else "eager" + _short_ways(settings)),
-        ("intervals", f"{100 * view.confidence:g} %, BCa bootstrap over the draws; Wilson for shares of draws"),
+        ("intervals", f"{100 * view.confidence:g} %, BCa bootstrap over the draws{unseen}; Wilson for shares of draws"),
     ]
     if view.metrics:
         told.append(("own metrics", ", ".join(view.metrics)))
