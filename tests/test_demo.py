@@ -149,7 +149,7 @@ def compared(neuron: float, time: float, lower: float = 0.9) -> Comparison:
 def test_the_table_reads_from_left_to_right() -> None:
     lines = compared(0.8, 1.25).table().splitlines()
     assert lines[0].split() == ["protection", "clean", "1e-6", "1e-5", "bounds", "time"]
-    row = ["FitAct", "neuron", "94.5", "90.0", "[90.0,", "90.0]", "80.0", "[80.0,", "80.0]", "2.0", "KiB", "1.25x"]
+    row = ["FitAct", "neuron", "94.5", "90.0", "[0.0,", "100.0]", "80.0", "[0.0,", "100.0]", "2.0", "KiB", "1.25x"]
     assert lines[4].split() == row
 
 

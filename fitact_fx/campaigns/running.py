@@ -2,16 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import nn
 
-from fitact_fx.ambience import random_states_kept, threads_set
+from fitact_fx.ambience import random_states_kept, slow_path, threads_set
 from fitact_fx.campaigns.arguments import (
     confidence_level,
     half_width,
@@ -126,7 +127,9 @@ def run_campaign(
         how=How(compile, suffixes, skip, whole("suffix_memory", suffix_memory, 0)),
         threads=whole("threads", threads, 1),
     )
-    with threads_set(threads), random_states_kept(), ExitStack() as stack:
+    # What trials set for themselves is set here too, so that threads of an executor cannot leave it behind.
+    stance = torch.compiler.set_stance("default") if compile else nullcontext()
+    with threads_set(threads), random_states_kept(), slow_path(), stance, ExitStack() as stack:
         if store is None:
             store = Path(stack.enter_context(TemporaryDirectory(prefix="fitact-fx-"))) / "campaign.db"
         return _run(asked, Path(store), workers, executor, words, shown=progress)
