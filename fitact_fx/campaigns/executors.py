@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from time import sleep
 from typing import Any, Protocol
 
 from fitact_fx.campaigns.dispatching import Dispatcher, Pool
@@ -19,6 +20,8 @@ from fitact_fx.campaigns.payload import Work, as_bytes, forget, left_for_forks, 
 from fitact_fx.campaigns.processes import Processes, can_fork
 from fitact_fx.errors import CampaignError
 from fitact_fx.faults.places import is_whole
+
+_PAUSE = 2.0  # seconds
 
 
 class Workers(Protocol):
@@ -121,6 +124,7 @@ class _Given:
                 f"the executor is broken, since a worker of it died ({error});\n"
                 "  run the campaign again with a new one, or with workers=..., which replaces workers that die"
             ) from error
+        sleep(_PAUSE)  # a cluster that restarts takes a while, and what is handed out meanwhile dies with it
 
     def close(self, *, busy: bool) -> None:
         """It is the user's to shut down."""
