@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import random
 import struct
 import warnings
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from small_models import module
 from torch import nn
 
 import fitact_fx
-from fitact_fx.ambience import random_states_kept, slow_path
+from fitact_fx.ambience import RandomStates, random_states_kept, slow_path
 from fitact_fx.batches import Batch
 from fitact_fx.campaigns.suffix.steps import Steps
 from fitact_fx.campaigns.suffix.suffixes import UNCHANGED, Suffixes
@@ -656,3 +657,20 @@ def test_functions_and_modules_of_the_users_that_stay_whole_are_refused():
     model.get_submodule("4").add_module("inner", Defaults().eval())
     with pytest.raises(CampaignError, match="calls a Defaults that is code that may do anything"):
         suffixes(model, [batch(randn(3, 8))])
+
+
+def test_another_thread_of_the_process_may_draw_now_and_then(monkeypatch):
+    now, calls = RandomStates.now, []
+
+    def disturbed():
+        calls.append(1)
+        if len(calls) == 2:  # as a scheduler's heartbeat draws, which is no business of the model's
+            random.random()
+        return now()
+
+    monkeypatch.setattr(RandomStates, "now", disturbed)
+    model = fitact_fx.trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval())
+    x = torch.randn(4, 3)
+    suffixes = Suffixes.of(model, [Batch((x,), {}, None)], 1 << 20, {"0.weight": 1.0})
+    assert torch.equal(suffixes.outputs(0, ["0.weight"]), model(x))
+    assert len(calls) == 4
