@@ -668,9 +668,9 @@ def test_another_thread_of_the_process_may_draw_now_and_then(monkeypatch):
             random.random()
         return now()
 
-    monkeypatch.setattr(RandomStates, "now", disturbed)
     model = fitact_fx.trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval())
     x = torch.randn(4, 3)
+    monkeypatch.setattr(RandomStates, "now", disturbed)
     suffixes = Suffixes.of(model, [Batch((x,), {}, None)], 1 << 20, {"0.weight": 1.0})
     assert torch.equal(suffixes.outputs(0, ["0.weight"]), model(x))
     assert len(calls) == 4
