@@ -169,7 +169,7 @@ KEYS: tuple[Key, ...] = (
     *_keys(
         LENGTH,
         ("trials", WHOLE, "--trials", "N", "draws per cell (default: 100; single: what the margin needs)"),
-        ("until", NUMBER, "--until", "H", "end a cell early, once its interval has at most this half-width: 0.01"),
+        ("until", NUMBER, "--until", "H", "end a cell early, once its mean is known to +-H, such as 0.01"),
         ("minimum", WHOLE, "--minimum", "N", "with --until: but not before so many draws (default: 30)"),
         ("measure", TEXT, "--measure", "NAME", "what --until looks at: accuracy (default), sdc1, sdc5 or due"),
         ("confidence", NUMBER, "--confidence", "C", "of every interval (default: 0.95)"),

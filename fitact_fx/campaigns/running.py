@@ -89,8 +89,8 @@ def run_campaign(
     in a trial is noted there.
 
     How long: `trials` draws per cell (100, or what the kind plans). With `until`, a cell of a variant stops as soon as,
-    at one of a few fixed looks and after `minimum` draws, the interval of `measure` (the accuracy; "sdc1", "sdc5",
-    "due" or a metric) has a half-width of at most that.
+    at one of a few fixed looks and after `minimum` draws, the mean of `measure` (the accuracy; "sdc1", "sdc5", "due" or
+    a metric) is known to +-that, what no draw has shown yet included (see `stopping.StopRule`).
 
     Where: in this process; in `workers` processes of this machine; or in an `executor`, any concurrent.futures.Executor
     or a dask.distributed Client. Each computes with `threads` threads. The rows do not depend on who ran them.
