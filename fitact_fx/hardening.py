@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -170,7 +171,7 @@ def bound_sites(graph_module: TracedModule, specs: Mapping[str, Spec]) -> Traced
     for site in find_sites(graph_module, lambda site: site.name in specs):
         layout, spec = layouts[site.node], specs[site.name]
         dim, rank = (None, None) if layout is None else (layout.dim, layout.rank)
-        placed[site.name] = Spec(granularities.at_dim(spec.granularity, dim, rank), spec.policy, spec.learned)
+        placed[site.name] = replace(spec, granularity=granularities.at_dim(spec.granularity, dim, rank))
     apply(graph_module, Functionalise(frozenset(placed)), Bound(placed))
     return graph_module
 
@@ -179,7 +180,7 @@ def _with_granularity(specs: dict[str, Spec], rule: GranularityRule | None) -> d
     if rule is None:
         return specs
     chosen = granularities.resolve(rule, tuple(specs))
-    return {name: Spec(chosen.get(name, spec.granularity), spec.policy, spec.learned) for name, spec in specs.items()}
+    return {name: replace(spec, granularity=chosen.get(name, spec.granularity)) for name, spec in specs.items()}
 
 
 def _require_sites(hard: nn.Module) -> dict[str, Bounded]:

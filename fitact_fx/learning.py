@@ -29,6 +29,7 @@ from tqdm import tqdm
 from fitact_fx.ambience import random_states_kept
 from fitact_fx.batches import IGNORED, Batch, class_labels, logits_of
 from fitact_fx.bounded import SIDES, Bounded, bounded_sites, exchanged
+from fitact_fx.clean_accuracy import accuracy_of, too_costly
 from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
 from fitact_fx.policies import Pass, Smooth
@@ -199,45 +200,21 @@ def _drawn_back(hard: nn.Module, sides: list[_Side], holdout: Holdout, max_drop:
     """Leave the model with the bounds farthest along that keep the limit: (clean accuracy, drop, share)."""
     limit = max_drop + 1e-9  # 198/200 - 197/200 is a little more than 0.005
     with exchanged(hard, Pass()):
-        clean = _held_out_accuracy(hard, holdout)
+        clean = accuracy_of(hard, holdout)
 
     def drop_at(share: float) -> float:
         _put_all(sides, [side.at(share) for side in sides])
-        return clean - _held_out_accuracy(hard, holdout)
+        return clean - accuracy_of(hard, holdout)
 
     if (drop := drop_at(1.0)) <= limit:
         return clean, drop, 1.0
     if (drop := drop_at(0.0)) > limit:
-        raise CalibrationError(
-            f"the calibrated bounds themselves cost {100 * drop:.2f} points of clean accuracy on {holdout.held_out} "
-            f"held-out samples, more than max_drop allows ({100 * max_drop:.2f});\n"
-            "  calibrate with more data, or allow a larger max_drop"
-        )
+        raise too_costly(drop, max_drop, holdout)
     kept, beyond = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (kept + beyond) / 2
         kept, beyond = (middle, beyond) if drop_at(middle) <= limit else (kept, middle)
     return clean, drop_at(kept), kept
-
-
-def _held_out_accuracy(hard: nn.Module, holdout: Holdout) -> float:
-    """The share of held-out samples whose answer is the label, or the clean model's where there is none."""
-    right = count = 0
-    with torch.no_grad():
-        for batch in holdout.held_out_batches():
-            logits, targets = logits_of(batch.run(hard)), batch.targets
-            if targets is None:
-                with exchanged(hard, Pass()):
-                    targets = logits_of(batch.run(hard)).argmax(1)
-            targets = class_labels(targets, logits)
-            right += int((logits.argmax(1) == targets).sum())
-            count += int((targets != IGNORED).sum())
-    if count == 0:
-        raise CalibrationError(
-            "no held-out sample has a label that counts;\n"
-            "  pass data whose samples are the same in every pass (no random augmentation), and label more of them"
-        )
-    return right / count
 
 
 def _put_all(sides: list[_Side], bounds: list[Tensor]) -> None:

@@ -23,6 +23,7 @@ ownership unseen
 granularity policies batches statistics dimensions traced
 spec holdout
 bounded injected
+clean_accuracy
 kinds signature modes guards
 recurrence
 spellings
