@@ -1,7 +1,8 @@
 """The one module inserted behind an activation.
 
-Its whole state is two buffers, `lower` and `upper`. A side that is None is free, and a module with
-both None is *unset*: the identity, bit for bit. Which rule applies beyond the bounds is a policy,
+Its whole state is two buffers, `lower` and `upper`, or the words of `fitact_fx.codes` in their place, which
+`lower` and `upper` then read. A side that is None is free, and a module with both None is *unset*: the identity,
+bit for bit. Which rule applies beyond the bounds is a policy,
 a value that calibration and learning exchange for a while and always put back.
 """
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fitact_fx import codes
 from fitact_fx.errors import RecipeError, SiteError, UncalibratedWarning, site_message
 from fitact_fx.nodes import called_module
-from fitact_fx.policies import Bounds, Pass, Policy, scale_of
+from fitact_fx.policies import Bounds, FeatureMaps, Pass, Policy, scale_of
 from fitact_fx.source import is_torch
 from fitact_fx.spec import Spec
 from fitact_fx.traced import nodes_in_call_order
@@ -56,9 +58,9 @@ class Bounded(nn.Module):
     bounds no NaN and no infinity passes: what lies beyond becomes the policy's replacement.
     """
 
-    lower: Tensor | None
-    upper: Tensor | None
     placement: Tensor
+    stored = codes.FULL
+    """How the bounds lie in memory, and will after calibration: one of `codes.FORMATS`."""
 
     def __init__(
         self, site: str, kind: str, source: str, spec: Spec, minimum: float, like: Tensor, notice: Notice
@@ -80,7 +82,69 @@ class Bounded(nn.Module):
     @property
     def is_set(self) -> bool:
         """Whether there is a bound on either side."""
-        return self.lower is not None or self.upper is not None
+        return self._held("lower") is not None or self._held("upper") is not None
+
+    @property
+    def lower(self) -> Tensor | None:
+        """The least values, of the shape that the granularity gives them; None if free. Not the buffer if packed."""
+        return self._read("lower")
+
+    @property
+    def upper(self) -> Tensor | None:
+        """The greatest values."""
+        return self._read("upper")
+
+    def _held(self, side: str) -> Tensor | None:
+        """The tensor of that side's numbers: bounds, or words that stand for them."""
+        if side not in self._buffers:
+            raise AttributeError(side)  # which is how a buffer that is not there yet is asked for
+        if self.stored == codes.FULL or self._buffers[side] is not None:
+            return self._buffers[side]
+        return next((found for name in codes.word_names(side) if (found := self._buffers.get(name)) is not None), None)
+
+    def _read(self, side: str) -> Tensor | None:
+        held = self._held(side)
+        if held is None or self._buffers[side] is not None:
+            return held
+        bound = codes.bound_in(self._buffers, side)
+        # No half type: what was rounded outwards would be rounded back.
+        return None if bound is None else bound.to(torch.promote_types(self.placement.dtype, torch.float32))
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """Buffer name -> what is really stored of the bounds."""
+        names = (name for side in SIDES for name in (side, *codes.buffer_names(side)))
+        return {name: held for name in names if (held := self._buffers.get(name)) is not None}
+
+    def hold(self, memory: Mapping[str, Tensor], stored: str) -> None:
+        """Take these very tensors in the place of what is there, as `memory` gives them for that format."""
+        if stored != self.stored:
+            self.stored = stored
+        for side in SIDES:
+            self._buffers[side] = None
+            for name in codes.buffer_names(side):
+                self._buffers.pop(name, None)
+        self._buffers.update(memory)
+        self.rescale()
+
+    def take(self, memory: Mapping[str, Tensor]) -> None:
+        """Take copies of words, as `memory` gives them. RecipeError for others, SiteError as `checked` says it."""
+        codes.require_words(memory)
+        own = {name: held.to(self.placement.device, copy=True) for name, held in memory.items()}
+        self.checked(*(codes.bound_in(own, side) for side in SIDES))
+        self.hold(own, codes.stored_as(next(iter(own))))
+
+    def store(self, stored: str) -> None:
+        """Keep the bounds in that one of `codes.FORMATS`, rounded outwards, now and whenever they are set."""
+        self._put(stored, self.lower, self.upper)
+
+    def _put(self, stored: str, *bounds: Tensor | None) -> None:
+        memory: dict[str, Tensor] = {}
+        for side, bound in zip(SIDES, bounds, strict=True):
+            placed = self._placed(bound)
+            if placed is not None and bound is not None:
+                memory |= {side: placed} if stored == codes.FULL else codes.encoded(bound, side, stored)
+        self.hold(memory, stored)
 
     def forward(self, values: Any) -> Any:
         observed = isinstance(self.policy, Pass)
@@ -105,11 +169,12 @@ class Bounded(nn.Module):
 
     def set_bounds(self, lower: Tensor | float | None, upper: Tensor | float | None) -> None:
         """Set both sides; a number bounds the whole site. SiteError for what `checked` refuses."""
-        self.lower, self.upper = self.checked(lower, upper)
-        self.rescale()
+        self._put(self.stored, *self.checked(lower, upper))
 
     def rescale(self) -> None:
-        """Take the scale of the bounds as they are now."""
+        """Take the scale of the bounds as they are now, and store again what was put in the place of words."""
+        if self.stored != codes.FULL and any(self._buffers[side] is not None for side in SIDES):
+            self.store(self.stored)
         self.scale = scale_of(self.lower, self.upper)
 
     def checked(
@@ -130,7 +195,8 @@ class Bounded(nn.Module):
 
     def refuse_other_shape(self, *bounds: Tensor | None) -> None:
         """SiteError for a bound of another shape than the one that is set; one number fits any site."""
-        shapes = {tuple(bound.shape) for bound in (self.lower, self.upper) if bound is not None and bound.ndim}
+        held = (self._held(side) for side in SIDES)
+        shapes = {tuple(bound.shape) for bound in held if bound is not None and bound.ndim}
         for bound in bounds:
             if shapes and bound is not None and bound.ndim and tuple(bound.shape) not in shapes:
                 problem = f"its bounds have shape {min(shapes)} and the new one has {tuple(bound.shape)}"
@@ -166,7 +232,10 @@ class Bounded(nn.Module):
         return self._error(problem, "calibrate again with such inputs, or set bounds of that shape")
 
     def _check_shape(self, values: Tensor) -> None:
-        for bound in (self.lower, self.upper):
+        refusal = self.policy.refusal(values.ndim) if isinstance(self.policy, FeatureMaps) else None
+        if refusal is not None:
+            raise self._error(f"where its feature maps lie is not known ({refusal})", 'harden with policy="zero" here')
+        for bound in (self._held("lower"), self._held("upper")):
             # A bound without dimensions is one number for the whole site, whatever its granularity.
             if bound is not None and bound.ndim > 0 and tuple(bound.shape) != self.bound_shape(values):
                 raise self.shape_error(bound, values)
@@ -183,34 +252,45 @@ class Bounded(nn.Module):
         return SiteError(site_message(self.site, self.source, problem, remedy))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Bounded":
-        """Move or cast; a bound that overflows a narrower type stays finite, see `_placed`."""
-        before = self.lower, self.upper
+        """Move or cast; words stay words, and a bound that overflows a narrower type stays finite, see `_placed`."""
+        before = self.memory
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for side, bound in zip(SIDES, before, strict=True):
-            if bound is not None and bound.dtype != self.placement.dtype:
-                setattr(self, side, self._placed(bound))
+        for name, held in before.items():
+            now = self._buffers[name]
+            if now is not None and now.dtype != held.dtype:
+                self._buffers[name] = self._placed(held) if name in SIDES else held.to(now.device)
         return self
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # the bounds of an unset site take the shape they were saved with
+    ) -> None:  # the bounds of an unset site take the shape they were saved with, and those of any site the format
         for side in SIDES:
-            saved = state_dict.get(prefix + side)
-            if isinstance(saved, Tensor) and getattr(self, side) is None:
-                setattr(
-                    self,
-                    side,
-                    torch.empty_like(saved, dtype=self.placement.dtype, device=self.placement.device),
-                )
+            names = (side, *codes.buffer_names(side))
+            self._make_room(
+                {name: saved for name in names if isinstance(saved := state_dict.get(prefix + name), Tensor)}, names
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         for side in SIDES:
-            saved, bound = state_dict.get(prefix + side), getattr(self, side)
-            if isinstance(saved, Tensor) and bound.dtype != saved.dtype and bound.shape == saved.shape:
-                setattr(self, side, self._placed(saved))
+            saved, bound = state_dict.get(prefix + side), self._buffers[side]
+            if not isinstance(saved, Tensor) or bound is None:
+                continue
+            if bound.dtype != saved.dtype and bound.shape == saved.shape:
+                self._buffers[side] = self._placed(saved)
         self.rescale()
 
+    def _make_room(self, saved: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
+        """Buffers for what is to be loaded of one side, unless it is stored so already."""
+        if not saved or saved.keys() == {name for name in names if self._buffers.get(name) is not None}:
+            return
+        self.hold({name: held for name, held in self.memory.items() if name not in names}, self.stored)
+        for name, tensor in saved.items():
+            dtype = self.placement.dtype if name in SIDES else tensor.dtype
+            self._buffers[name] = torch.empty_like(tensor, dtype=dtype, device=self.placement.device)
+        self.stored = codes.stored_as(next(iter(saved)))
+
     def extra_repr(self) -> str:
-        state = ", ".join(f"{side} {tuple(b.shape)}" for side in SIDES if (b := getattr(self, side)) is not None)
+        state = ", ".join(f"{side} {tuple(b.shape)}" for side in SIDES if (b := self._held(side)) is not None)
+        state += f" in {self.stored}" if state and self.stored != codes.FULL else ""
         return f"{self.site}, {self.spec.granularity.name}, {self.policy.name}, {state or 'bounds not set'}"
 
 

@@ -21,6 +21,7 @@ class ActivationCell:
     shape: tuple[int, ...]
 
     kind = "activations"
+    own = None  # it is thought of as stored in the format that is asked for
 
     @property
     def name(self) -> str:

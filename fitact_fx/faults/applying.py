@@ -38,6 +38,7 @@ class Applied(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         memory = Memory.fitting(self.model, self.shapes, self.hits, self.stored)
+        memory.require_words(self.hits)
         if self.claimed is not None:
             raise _already(memory.cells[0].name)
         try:

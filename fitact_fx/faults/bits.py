@@ -31,6 +31,14 @@ def chosen_bits(bits: Bits, stored: Format) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
+def bits_within(bits: Bits, stored: Format) -> Bits:
+    """Those of `bits` that this format has, which need not have any of them."""
+    if bits is None:
+        return None
+    several = _several(bits)
+    return tuple(each for each in several if each in (stored.fields if isinstance(each, str) else range(stored.bits)))
+
+
 def among(bits: Bits) -> str:
     """` among the exponent bits`, or nothing for all bits."""
     if bits is None:

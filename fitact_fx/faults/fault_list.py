@@ -41,10 +41,15 @@ class FaultList:
         for one in self.hits:
             if self.effect.of_word and (np.diff(one.elements) == 0).any():
                 raise FaultError(f"tensor {one.name!r}: an element gets two words")
-            what, end = ("word", 2**self.format.bits) if self.effect.of_word else ("bit", self.format.bits)
+            stored = self.format_of(one)
+            what, end = ("word", 2**stored.bits) if self.effect.of_word else ("bit", stored.bits)
             if one.values.max() >= end:
-                outside = f"{what} {one.values.max()} lies outside {self.format.name}"
+                outside = f"{what} {one.values.max()} lies outside {stored.name}"
                 raise FaultError(f"tensor {one.name!r}: {outside}, whose {what}s are 0 to {end - 1}")
+
+    def format_of(self, one: TensorFaults) -> Format:
+        """The format of that tensor's words: the list's, or of packed bounds their own."""
+        return one.own or self.format
 
     def __len__(self) -> int:
         return sum(map(len, self.tensors))
@@ -160,7 +165,8 @@ class FaultList:
         tensors, start = [], 0
         for entry in header["tensors"]:
             part = slice(start, start + entry["faults"])
-            tensors.append(TensorFaults(entry["name"], tuple(entry["shape"]), elements[part], values[part]))
+            own = find_format(entry["format"]) if "format" in entry else None
+            tensors.append(TensorFaults(entry["name"], tuple(entry["shape"]), elements[part], values[part], own))
             start = part.stop
         if start != len(elements):
             raise FaultError(f"its tensors have {start} faults, its arrays {len(elements)}")
@@ -168,7 +174,11 @@ class FaultList:
         return cls(find_format(header["format"]), tuple(tensors), find_effect(header["effect"]), **origin)
 
     def _header(self) -> storing.Header:
-        tensors = [{"name": one.name, "shape": one.shape, "faults": len(one)} for one in self.tensors]
+        tensors = [
+            {"name": one.name, "shape": one.shape, "faults": len(one)}
+            | ({} if one.own is None else {"format": one.own.name})
+            for one in self.tensors
+        ]
         origin = {"fault": self.fault, "seed": self.seed, "trial": self.trial}
         return {"format": self.format.name, "effect": self.effect.name, **origin, "tensors": tensors}
 

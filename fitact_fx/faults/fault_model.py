@@ -8,7 +8,7 @@ keyed by (seed, trial, tensor name).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import ceil, prod, sqrt
 from operator import index
@@ -20,6 +20,7 @@ from torch import nn
 
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.activation_cell import ActivationCell
+from fitact_fx.faults.bits import bits_within
 from fitact_fx.faults.cells import Cell
 from fitact_fx.faults.drawing import draw_count, draw_positions, stream
 from fitact_fx.faults.effects import Effect
@@ -78,6 +79,21 @@ class FaultModel(ABC):
     def ways(self, stored: Format) -> tuple[int, ...]:
         """In which ways one word can go wrong, ascending numbers: for single bits, the bits. FaultError if none."""
 
+    def ways_of(self, cell: Cell, stored: Format) -> tuple[int, ...]:
+        """The same for a word of that tensor: of its own format, where it has one, as far as that has such bits."""
+        if cell.own is None:
+            return self.ways(stored)
+        within: Any = self
+        bits = bits_within(getattr(self, "bits", None), cell.own)
+        if bits == ():
+            return ()
+        if bits is not None:
+            within = replace(within, bits=bits)
+        try:
+            return tuple(within.ways(cell.own))
+        except FaultError:  # what these words are too narrow for does not happen to them
+            return ()
+
     @abstractmethod
     def rows(self, elements: Integers, ways: Integers, words: RawWords, stored: Format) -> tuple[Integers, Integers]:
         """What is hit when `elements` (ascending) go wrong in these `ways`: (elements, bits or words), ascending."""
@@ -107,6 +123,9 @@ class FaultModel(ABC):
         count, and what is named for `places`. `inferences`: that many samples of each activation, in the place
         of the batch that the injection node was prepared for (see `FaultList.inferences`).
 
+        Bounds that `store_bounds` has put in fewer bits are hit in the 8 or 16 bits of their own words (their scale in
+        float32), whatever the format, in those of the chosen bits that such words have.
+
         At a rate a tensor's faults depend on the seed, the trial, its name and its size, and a count's on the names
         and sizes of all targets: in every variant of a model, on every machine, they are the same. FaultError
         for an unknown format or target, a tensor that cannot hold the format, a count beyond the number of places.
@@ -114,17 +133,22 @@ class FaultModel(ABC):
         seed, trial = index(seed), index(trial)
         stored = as_format(format)
         memory = Memory.of(model)
-        shapes = _shapes(self.cells(memory, targets), stored, inferences)
-        ways = np.array(self.ways(stored), np.int64)
-        hit = self._positions(memory, shapes, len(ways), ways, seed, trial)
+        cells = self.cells(memory, targets)
+        shapes = _shapes(cells, stored, inferences)
+        usual = np.array(self.ways(stored), np.int64)
+        ways = {
+            cell.name: usual if cell.own is None else np.array(self.ways_of(cell, stored), np.int64) for cell in cells
+        }
+        hit = self._positions(memory, shapes, ways, seed, trial)
         tensors = []
-        for name, shape in shapes.items():
-            elements, way = np.divmod(hit[name], len(ways))
+        for cell in cells:
+            name, elements = cell.name, hit[cell.name]
+            values = elements
             if len(elements):
-                elements, values = self.rows(elements, ways[way], partial(_raw_words, seed, trial, name), stored)
-            else:
-                values = elements
-            tensors.append(TensorFaults.drawn(name, shape, elements, values.astype(np.uint32)))
+                elements, way = np.divmod(elements, len(ways[name]))
+                words = partial(_raw_words, seed, trial, name)
+                elements, values = self.rows(elements, ways[name][way], words, cell.own or stored)
+            tensors.append(TensorFaults.drawn(name, shapes[name], elements, values.astype(np.uint32), cell.own))
         return FaultList(stored, tuple(tensors), self.effect, self.describe(), seed, trial)
 
     def room(self, name: str, elements: int, stored: Format) -> int:
@@ -153,10 +177,15 @@ class FaultModel(ABC):
         return memory.chosen(sorted(usual) or _BY_COUNT)
 
     def _positions(
-        self, memory: Memory, shapes: Mapping[str, tuple[int, ...]], each: int, ways: Integers, seed: int, trial: int
+        self,
+        memory: Memory,
+        shapes: Mapping[str, tuple[int, ...]],
+        ways: Mapping[str, Integers],
+        seed: int,
+        trial: int,
     ) -> dict[str, Integers]:
         """Which places of each tensor are hit, counted element by element and way by way; ascending."""
-        sizes = {name: prod(shape) * each for name, shape in shapes.items()}
+        sizes = {name: prod(shape) * len(ways[name]) for name, shape in shapes.items()}
         if self.rate is not None:
             rate = float(self.rate)
             return {name: draw_positions(stream(seed, trial, name), size, rate) for name, size in sizes.items()}

@@ -116,6 +116,14 @@ class Memory:
                 raise FaultError(f"tensors {other!r} and {name!r} of the fault list are tied in the model; {_SHARED}")
         self._fitted[stored.name] = shapes
 
+    def require_words(self, hits: Sequence[TensorFaults]) -> None:
+        """FaultError where the words that a list means are others than those that are here."""
+        for one in hits:
+            own = self.names[one.name].own
+            if own != one.own:
+                means, here = ("those of the list's format" if each is None else each.name for each in (one.own, own))
+                raise FaultError(f"tensor {one.name!r}: the list is for words that are {means}; here they are {here}")
+
     def _misfits(self, stored: Format) -> frozenset[str]:
         """The names of what cannot hold that format; worked out once."""
         if stored.name not in self._unfit:

@@ -26,9 +26,14 @@ def check_form(places: Sequence[Place], *, of_word: bool) -> None:
 
 
 def positions_of(
-    places: Sequence[Place], memory: Memory, shapes: Mapping[str, tuple[int, ...]], ways: Integers, *, of_word: bool
+    places: Sequence[Place],
+    memory: Memory,
+    shapes: Mapping[str, tuple[int, ...]],
+    ways: Mapping[str, Integers],
+    *,
+    of_word: bool,
 ) -> dict[str, Integers]:
-    """Tensor name -> positions, counted element by element and way by way; ascending.
+    """Tensor name -> positions, counted element by element and way by way of that tensor; ascending.
 
     FaultError for a place outside its tensor or its word, named twice, or in a tensor that `shapes` has not.
     """
@@ -37,8 +42,8 @@ def positions_of(
         name = memory.find(place[0]).name
         if name not in shapes:
             raise FaultError(f"place {place!r} is in a tensor that is not among the targets")
-        way = 0 if of_word else _way(place, ways)
-        found[name].append(_element(place, shapes[name]) * len(ways) + way)
+        way = 0 if of_word else _way(place, ways[name])
+        found[name].append(_element(place, shapes[name]) * len(ways[name]) + way)
     for name, positions in found.items():
         if len(set(positions)) != len(positions):
             raise FaultError(f"a place in tensor {name!r} is given twice")
@@ -72,5 +77,7 @@ def _element(place: Place, shape: tuple[int, ...]) -> int:
 
 def _spans(ways: Integers) -> str:
     """`0 to 3, 7`: runs of numbers."""
+    if not len(ways):
+        return "none"
     runs = np.split(ways, np.flatnonzero(np.diff(ways) != 1) + 1)
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -8,7 +8,7 @@ Two arrays, one entry per fault, tensor after tensor: `elements` (int64, counted
   element's word, 0 the least significant; "word": the word that takes its place
 - `tensors`: a list of `name`, `shape` and `faults`, the number of entries in the arrays that are its own. Activations
   are called `<place in the model>@after` or `@before`, which is the side of the bound, with `:permanent` behind it if
-  every sample is hit
+  every sample is hit. `format` as well, if its words have one of their own: bounds that are stored in few bits
 - `fingerprint`: BLAKE2b of the sorted [name, shape] pairs as JSON; `checksum`: BLAKE2b of everything
 - `fault`, `seed`, `trial`: where the faults come from; `fault` is a sentence for people
 """

@@ -67,6 +67,7 @@ class TensorCell:
     counted: bool  # whether torch counts the writes to it
     overlap: str | None = None
     scales: dict[str, KnownScale] = field(default_factory=dict)
+    own: Format | None = None  # in which its words lie, whatever others are thought of as stored in: of packed bounds
 
     @property
     def storage(self) -> int:
@@ -81,6 +82,7 @@ class TensorCell:
             return f"shares memory with {self.overlap!r}, which is another view of it; give it memory with .clone()"
         if any(stride == 0 and size > 1 for size, stride in zip(self.shape, self.tensor.stride(), strict=True)):
             return "is expanded: several of its elements are one number in memory; give it memory with .clone()"
+        stored = self.own or stored
         if self.tensor.dtype in stored.dtypes:
             return None
         found, *fitting = (str(dtype).removeprefix("torch.") for dtype in (self.tensor.dtype, *stored.dtypes))
@@ -108,6 +110,7 @@ class TensorCell:
 
     def hit(self, stored: Format, effect: Effect, faults: TensorFaults, undo: list[Undo]) -> None:
         """Put the faults in; what is added to `undo` puts back what was there."""
+        stored = self.own or stored
         masks = faults.masks(effect, stored.bits)
         memory = raw_words(self.tensor)
         places = offsets(self.tensor, masks.elements)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fitact_fx.errors import FaultError
 from fitact_fx.faults.effects import Effect
+from fitact_fx.faults.formats import Format
 
 Elements = NDArray[np.int64]
 Values = NDArray[np.uint32]
@@ -58,13 +59,15 @@ class TensorFaults:
 
     `elements` (n,) int64 are indices into the tensor read row by row, whatever its memory layout; `values`
     (n,) uint32 name the bit that is hit or the word that is put there, as the list's effect says. Each
-    pair stands once, in ascending order. FaultError otherwise.
+    pair stands once, in ascending order. FaultError otherwise. `own` is the format of the tensor's words where
+    it is not the list's.
     """
 
     name: str
     shape: tuple[int, ...]
     elements: Elements
     values: Values
+    own: Format | None = None
     _masks: dict[tuple[str, int], Masks] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -81,10 +84,13 @@ class TensorFaults:
             self._check_rows()
 
     @classmethod
-    def drawn(cls, name: str, shape: tuple[int, ...], elements: Elements, values: Values) -> "TensorFaults":
+    def drawn(
+        cls, name: str, shape: tuple[int, ...], elements: Elements, values: Values, own: Format | None
+    ) -> "TensorFaults":
         """From arrays of the right types, in order, that nobody else holds: nothing is checked or copied."""
         one = object.__new__(cls)
-        for field_name, value in (("name", name), ("shape", shape), ("elements", elements), ("values", values)):
+        given = {"name": name, "shape": shape, "elements": elements, "values": values, "own": own}
+        for field_name, value in given.items():
             object.__setattr__(one, field_name, value)
         object.__setattr__(one, "_masks", {})
         elements.setflags(write=False)
