@@ -16,11 +16,12 @@ from fitact_fx.errors import CalibrationError
 
 
 class Batch(NamedTuple):
-    """One batch: how to call the model, and the labels if there are any."""
+    """One batch: how to call the model, the labels if there are any, and which batch of the data it is (from)."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     targets: Tensor | None
+    number: int | None = None
 
     def run(self, model: Callable[..., Any]) -> Any:
         """The model's output for this batch; a model that overwrites its inputs overwrites copies."""
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
 
         targets = None if self.targets is None else pick(self.targets)
         args, kwargs = pytree.tree_map(pick, (self.args, self.kwargs))
-        return Batch(args, kwargs, targets)
+        return Batch(args, kwargs, targets, self.number)
 
     def fingerprints(self) -> list[bytes]:
         """One digest per sample, of its input values alone: the same sample has it in any order or batch."""
@@ -77,7 +78,7 @@ def as_batches(data: object, use: str = "learn bounds from") -> Iterator[Batch]:
         )
     empty = True
     for number, item in enumerate(data):
-        batch = _as_batch(item)
+        batch = _as_batch(item)._replace(number=number)
         if batch.size == 0:
             raise CalibrationError(f"batch {number} holds no samples;\n  drop empty batches from the data")
         # Infinity may be meant, as in an attention mask; a site that it reaches is refused where it shows.
@@ -88,6 +89,35 @@ def as_batches(data: object, use: str = "learn bounds from") -> Iterator[Batch]:
     if empty:
         raise CalibrationError(
             f"the data is empty, so there is nothing to {use};\n  pass a re-iterable, not a used-up iterator"
+        )
+
+
+def labelled_alike(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches; CalibrationError where some have labels and others none, or labels look like inputs."""
+    first: bool | None = None
+    for number, batch in enumerate(batches):
+        labelled = batch.targets is not None
+        first = labelled if first is None else first
+        if labelled != first:
+            has, others = ("labels", "have none") if labelled else ("no labels", "have some")
+            raise CalibrationError(
+                f"batch {number} has {has}, and those before it {others};\n"
+                "  give labels with every batch or with none; where single samples have none, label them "
+                f"{IGNORED}"
+            )
+        _refuse_inputs_as_labels(batch, number)
+        yield batch
+
+
+def _refuse_inputs_as_labels(batch: Batch, number: int) -> None:
+    targets = batch.targets
+    if targets is None or not targets.is_floating_point():
+        return
+    if any(tensor.shape == targets.shape for tensor in batch.tensors):
+        raise CalibrationError(
+            f"batch {number} is (inputs, labels), and its labels are {targets.dtype} in the shape of the inputs, "
+            f"{tuple(targets.shape)};\n"
+            "  give two inputs as ((first, second), None), or with labels as ((first, second), labels)"
         )
 
 
@@ -125,24 +155,32 @@ IGNORED = -100
 """The label of what has none, as in torch's cross_entropy."""
 
 
-def class_labels(targets: Tensor, logits: Tensor) -> Tensor:
+def class_labels(targets: Tensor, logits: Tensor, number: int | None = None) -> Tensor:
     """The targets, on the scores' device, if they are classes for these scores (N, classes, ...).
 
-    CalibrationError unless they are whole numbers of shape (N, ...), each a class or `IGNORED`.
+    CalibrationError unless they are whole numbers of shape (N, ...), each a class or `IGNORED`; `number` is
+    that of their batch, for the error.
     """
+    where = "" if number is None else f"batch {number}: "
     shape = (logits.shape[0], *logits.shape[2:])
     if tuple(targets.shape) != shape or targets.is_floating_point():
         raise CalibrationError(
-            f"the labels have shape {tuple(targets.shape)} and type {targets.dtype} for class scores of shape "
+            f"{where}the labels have shape {tuple(targets.shape)} and type {targets.dtype} for class scores of shape "
             f"{tuple(logits.shape)};\n  give one whole number for each, in shape {shape}"
         )
     targets = targets.long()  # in eight bits, a class could look like the label of what has none
     wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= logits.shape[1]))]
     if wrong.numel():
         raise CalibrationError(
-            f"label {int(wrong[0])} is none of {logits.shape[1]} classes;\n  check the labels of the data"
+            f"{where}label {int(wrong[0])} is none of {logits.shape[1]} classes;\n  {_remedy(logits)}"
         )
     return targets.to(logits.device)
+
+
+def _remedy(logits: Tensor) -> str:
+    if logits.shape[1] == 1:
+        return "wrap the model in a module that returns a score for each class, or give the data without labels"
+    return "check the labels of the data"
 
 
 def logits_of(output: object) -> Tensor:

@@ -5,7 +5,7 @@ from torch import nn
 
 from fitact_fx.batches import IGNORED, class_labels, logits_of
 from fitact_fx.bounded import exchanged
-from fitact_fx.errors import CalibrationError
+from fitact_fx.errors import CalibrationError, RecipeError
 from fitact_fx.holdout import Holdout
 from fitact_fx.policies import Pass
 
@@ -19,7 +19,7 @@ def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
             if targets is None:
                 with exchanged(hard, Pass()):
                     targets = logits_of(batch.run(hard)).argmax(1)
-            targets = class_labels(targets, logits)
+            targets = class_labels(targets, logits, batch.number)
             right += int((logits.argmax(1) == targets).sum())
             count += int((targets != IGNORED).sum())
     if count == 0:
@@ -28,6 +28,16 @@ def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
             "  pass data whose samples are the same in every pass (no random augmentation), and label more of them"
         )
     return right / count
+
+
+def check_max_drop(max_drop: object) -> None:
+    """RecipeError unless `max_drop` is a share from 0 up to, and without, 1."""
+    if isinstance(max_drop, int | float) and not isinstance(max_drop, bool) and 0 <= max_drop < 1:  # nor NaN
+        return
+    raise RecipeError(
+        f"max_drop is {max_drop!r};\n"
+        "  give a share of the samples, at least 0 and less than 1: 0.005 allows half a point of clean accuracy"
+    )
 
 
 def too_costly(drop: float, max_drop: float, holdout: Holdout) -> CalibrationError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fitact_fx.batches import Batch, as_batches
+from fitact_fx.batches import Batch, as_batches, labelled_alike
 from fitact_fx.errors import CalibrationError
 
 
@@ -18,18 +18,26 @@ from fitact_fx.errors import CalibrationError
 class Holdout:
     """`data` split at a digest: samples at or below `threshold` are held out.
 
-    There are `held_out` of these and `learned` others.
+    There are `held_out` of these and `learned` others; `labelled` says whether they have labels.
     """
 
     data: object
     threshold: bytes
     held_out: int
     learned: int
+    labelled: bool = False
 
     @classmethod
     def of(cls, data: object, share: float) -> "Holdout":
-        """Hold out `share` of the samples, at least one; CalibrationError if that leaves none to learn from."""
-        digests = sorted(digest for batch in as_batches(data) for digest in batch.fingerprints())
+        """Hold out `share` of the samples, at least one; CalibrationError if that leaves none to learn from.
+
+        Nor may some batches have labels and others none.
+        """
+        digests, labelled = [], False
+        for batch in labelled_alike(as_batches(data)):
+            digests += batch.fingerprints()
+            labelled = batch.targets is not None
+        digests.sort()
         threshold = digests[max(0, round(share * len(digests)) - 1)]
         held_out = sum(digest <= threshold for digest in digests)
         if held_out == len(digests):
@@ -37,7 +45,7 @@ class Holdout:
                 f"of the {len(digests)} samples in the data, {len(set(digests))} differ: too few to learn from some "
                 "and check on others;\n  pass more data"
             )
-        return cls(data, threshold, held_out, len(digests) - held_out)
+        return cls(data, threshold, held_out, len(digests) - held_out, labelled)
 
     def learning_batches(self, size: int) -> Iterator[Batch]:
         """The samples to learn from, over and over, at most `size` at a time."""

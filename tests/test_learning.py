@@ -14,8 +14,10 @@ from fitact_fx.batches import as_batches
 from fitact_fx.errors import CalibrationError, RecipeError, SiteError
 from fitact_fx.holdout import Holdout
 from fitact_fx.learning import Learning
+from fitact_fx.losses import share_moved
 from fitact_fx.policies import Bounds, Smooth
 from fitact_fx.schemes.fitact import FitAct
+from fitact_fx.schemes.proact import ProAct, Progressive
 from fitact_fx.schemes.ranger import Ranger
 
 QUICK = FitAct(learning=Learning(steps=20))
@@ -256,7 +258,7 @@ def test_bounds_at_zero_and_infinity_stay_what_they_are(model):
     upper = fitact_fx.bounds(hard)["relu"][1]
     upper[0, 0], upper[0, 1] = 0.0, torch.inf
     fitact_fx.set_bounds(hard, {"relu": (None, upper)})
-    fitact_fx.post_train(hard, data, max_drop=1.0)
+    fitact_fx.post_train(hard, data, max_drop=0.99)
     learned = fitact_fx.bounds(hard)["relu"][1]
     assert torch.equal(learned[0, 0], torch.zeros(4, 4))
     assert torch.equal(learned[0, 1], torch.full((4, 4), torch.inf))
@@ -396,3 +398,111 @@ def test_bounds_that_are_all_infinite_leave_nothing_to_learn(model):
     fitact_fx.set_bounds(hard, {"*": (None, math.inf)})
     with pytest.raises(CalibrationError, match="no site of this model has a finite bound to learn"):
         fitact_fx.post_train(hard, in_batches(*problem()))
+
+
+@pytest.mark.parametrize("scheme", [QUICK, ProAct(learning=Progressive(rounds=1, steps=2))])
+@pytest.mark.parametrize(
+    ("broken", "text"),
+    [
+        (lambda x: x, r"batch 2 has no labels, and those before it have some;\n  give labels with every batch or with"),
+        (lambda x: (x, torch.full((len(x),), 7)), r"batch 2: label 7 is none of 3 classes;\n  check the labels"),
+        (
+            lambda x: (x, torch.rand_like(x)),
+            r"batch 2 .* in the shape of the inputs.*;\n  give two inputs as \(\(first",
+        ),
+        (
+            lambda x: (x, torch.zeros(len(x), 2).long()),
+            r"batch 2: the labels have shape \(\d+, 2\) and type torch.int64",
+        ),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_by_the_number_of_their_batch(model, scheme, broken, text):
+    x, y = problem()
+    data = in_batches(x, y)
+    hard = calibrated(model, data, scheme)
+    before = fitact_fx.bounds(hard)["relu"][1]
+    with pytest.raises(CalibrationError, match=text):
+        fitact_fx.post_train(hard, [*data[:2], broken(data[2][0]), *data[3:]], max_drop=0.9)
+    assert torch.equal(fitact_fx.bounds(hard)["relu"][1], before)
+
+
+def test_labels_in_a_later_batch_alone_are_refused(model):
+    x, y = problem()
+    data = in_batches(x)
+    hard = calibrated(model, data)
+    with pytest.raises(CalibrationError, match="batch 1 has labels, and those before it have none"):
+        fitact_fx.post_train(hard, [data[0], (data[1], y[32:64]), *data[2:]])
+
+
+def test_labels_for_a_model_with_one_score_are_refused_with_the_remedy():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 1)).eval()
+    data = in_batches(*problem())
+    hard = calibrated(model, data)
+    with pytest.raises(
+        CalibrationError, match=r"none of 1 classes;\n  wrap the model in a module that returns a score"
+    ):
+        fitact_fx.post_train(hard, data)
+
+
+def test_labels_for_a_model_without_class_scores_are_refused():
+    class Value(nn.Module):
+        def forward(self, x):
+            return F.relu(x).flatten(1).sum(1)
+
+    data = in_batches(*problem())
+    hard = calibrated(Value(), data)
+    with pytest.raises(
+        CalibrationError, match=r"holds no class scores of shape \(N, classes, ...\);\n  wrap the model"
+    ):
+        fitact_fx.post_train(hard, data)
+
+
+def test_calibration_takes_data_with_labels_and_ignores_them(model):
+    x, y = problem()
+    with_labels, without = calibrated(model, in_batches(x, y + 50)), calibrated(model, in_batches(x))
+    assert torch.equal(fitact_fx.bounds(with_labels)["relu"][1], fitact_fx.bounds(without)["relu"][1])
+
+
+def test_labels_alone_need_labels(model):
+    x, y = problem()
+    alone = FitAct(learning=Learning(steps=5, distillation=0.0, labels=1.0))
+    hard = calibrated(model, in_batches(x), alone)
+    with pytest.raises(
+        CalibrationError, match="distillation=0 nothing but labels is learned from, and the data has none"
+    ):
+        fitact_fx.post_train(hard, in_batches(x))
+    assert fitact_fx.post_train(hard, in_batches(x, y), max_drop=0.1).steps == 5
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1, 0.5j, 50, math.nan, True, "0.01", None])
+def test_a_max_drop_that_is_no_share_is_refused(model, wrong):
+    data = in_batches(*problem())
+    hard = calibrated(model, data)
+    with pytest.raises(
+        RecipeError, match=r"max_drop is .*;\n  give a share of the samples, at least 0 and less than 1"
+    ):
+        fitact_fx.post_train(hard, data, max_drop=wrong)
+
+
+def test_learning_under_drawn_faults_is_seeded_moves_other_bounds_and_leaves_the_weights(model):
+    data = in_batches(*problem())
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def learned(rate, seed=0):
+        hard = calibrated(model, data, FitAct(learning=Learning(steps=8, fault_rate=rate)))
+        record = fitact_fx.post_train(hard, data, max_drop=0.5, seed=seed)
+        assert all(math.isfinite(loss) for loss in record.losses)
+        return fitact_fx.bounds(hard)["relu"][1]
+
+    under = learned(1e-3)
+    assert torch.equal(under, learned(1e-3))
+    assert not torch.equal(under, learned(0.0)), "the faults have their say"
+    assert under.isfinite().all()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_no_loss_under_faults_exceeds_one_whatever_the_scores_hold():
+    scores = torch.tensor([[math.nan, math.inf, -math.inf], [3e38, -3e38, 0.0]], requires_grad=True)
+    moved = share_moved(scores, torch.tensor([[9.0, -9.0, 0.0], [-9.0, 9.0, 0.0]]))
+    assert 0 <= moved.item() <= 1
+    assert torch.autograd.grad(moved, scores)[0].isfinite().all()
