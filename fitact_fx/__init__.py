@@ -6,8 +6,10 @@ from fitact_fx.coverage import Coverage, coverage
 from fitact_fx.errors import FitactError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
 from fitact_fx.injection import inject
+from fitact_fx.packing import store_bounds
 from fitact_fx.passes.lowering import lower
 from fitact_fx.saving import load, save
+from fitact_fx.scrubbing import Scrubbed, guard, scrub
 from fitact_fx.sites import Site, find_sites
 from fitact_fx.tracing import trace
 from fitact_fx.verification import Verification, verify
@@ -17,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Coverage",
     "FitactError",
+    "Scrubbed",
     "Site",
     "UncalibratedWarning",
     "UnprotectedWarning",
@@ -25,6 +28,7 @@ __all__ = [
     "calibrate",
     "coverage",
     "find_sites",
+    "guard",
     "harden",
     "inject",
     "load",
@@ -33,7 +37,9 @@ __all__ = [
     "post_train",
     "run_campaign",
     "save",
+    "scrub",
     "set_bounds",
+    "store_bounds",
     "trace",
     "verify",
 ]

@@ -15,7 +15,7 @@ _FRESH = frozenset(
     "batchnorm1d batchnorm2d batchnorm3d groupnorm instancenorm1d instancenorm2d instancenorm3d batch_norm layer_norm "
     "group_norm conv_transpose1d conv_transpose2d conv_transpose3d maxpool1d maxpool2d maxpool3d avgpool1d avgpool2d "
     "avgpool3d max_pool2d avg_pool2d max_pool1d avg_pool1d cat stack add sub mul truediv matmul bmm addmm neg exp "
-    "softmax interpolate upsample clone new_empty_strided size stride".split()
+    "softmax interpolate upsample clone new_empty_strided size stride limits".split()
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fitact_fx import refusals, schemes
+from fitact_fx import refusals
 from fitact_fx.bounded import bounded_sites
 from fitact_fx.call_table import table
 from fitact_fx.calls import BOUNDED, CONTAINED, OPEN, STATUSES, Call, calls_of
@@ -20,6 +20,7 @@ from fitact_fx.hardening import bound_sites
 from fitact_fx.naming import activation_names
 from fitact_fx.ownership import evaluating_copy, owned_copy
 from fitact_fx.places import ACTIVATIONS
+from fitact_fx.schemes.ranger import Ranger
 from fitact_fx.sites import SiteRule, find_sites
 from fitact_fx.traced import TracedModule
 from fitact_fx.tracing import trace
@@ -106,7 +107,7 @@ def coverage(
 def _protected(graph_module: TracedModule, sites: SiteRule) -> TracedModule:
     """The graph with a bound at each of these sites, if it has any."""
     found = find_sites(graph_module, sites)
-    return bound_sites(graph_module, schemes.named("ranger").place(found, graph_module)) if found else graph_module
+    return bound_sites(graph_module, Ranger(follow=False).place(found, graph_module)) if found else graph_module
 
 
 def _missing(

@@ -26,7 +26,7 @@ from fitact_fx.campaigns.run_time import fastest_runs
 from fitact_fx.campaigns.running import run_campaign
 from fitact_fx.errors import FitactError, known
 from fitact_fx.faults import BitFlip
-from fitact_fx.hardening import bounds, calibrate, harden, post_train
+from fitact_fx.hardening import calibrate, harden, post_train
 from fitact_fx.passes.lowering import lower
 from fitact_fx.reports.comparison import Comparison
 from fitact_fx.reports.figure import draw_accuracies
@@ -205,8 +205,8 @@ def _campaign(task: Task, hardened: Mapping[str, TracedModule], options: Options
 
 
 def _bound_bytes(hard: GraphModule) -> int:
-    sides = [side for pair in bounds(hard).values() for side in pair if side is not None]
-    return sum(side.numel() * side.element_size() for side in sides)
+    held = [each for site in bounded_sites(hard).values() for each in site.memory.values()]
+    return sum(each.numel() * each.element_size() for each in held)
 
 
 def _run_times(task: Task, hardened: Mapping[str, TracedModule]) -> dict[str, float]:

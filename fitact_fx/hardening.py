@@ -9,19 +9,27 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fitact_fx import granularity as granularities
-from fitact_fx import schemes
+from fitact_fx import policies, schemes
 from fitact_fx.bounded import Bounded, bounded_sites
-from fitact_fx.errors import RecipeError, SiteError, UnprotectedWarning
+from fitact_fx.carrying import carry
+from fitact_fx.dimensions import Layout
+from fitact_fx.errors import RecipeError, SiteError, UnprotectedWarning, site_message
+from fitact_fx.followers import boundable
 from fitact_fx.granularity import GranularityRule
+from fitact_fx.guarded import limits_of
 from fitact_fx.hidden import hidden_activations
 from fitact_fx.layout import channel_layouts
-from fitact_fx.learning import Record
+from fitact_fx.packing import in_full_precision
 from fitact_fx.passes import apply
 from fitact_fx.passes.bounding import Bound
 from fitact_fx.passes.functionalising import Functionalise
+from fitact_fx.passes.guarding import Guard, refuse_unguardable
+from fitact_fx.percentiles import percentile_bounds
 from fitact_fx.places import ACTIVATIONS
-from fitact_fx.ranges import observed_ranges
-from fitact_fx.schemes import Scheme
+from fitact_fx.policies import FeatureMaps
+from fitact_fx.ranges import Range, observed_ranges
+from fitact_fx.schemes import Outcome, Scheme
+from fitact_fx.scrubbing import put_guard
 from fitact_fx.sites import Site, SiteRule, find_sites
 from fitact_fx.spec import Spec
 from fitact_fx.traced import TracedModule
@@ -39,6 +47,7 @@ def harden(
     frontend: str | None = None,
     max_drop: float = 0.005,
     seed: int = 0,
+    guard: str | Guard | None = None,
 ) -> TracedModule:
     """A copy of `model` with a bound behind every activation. The model itself is never changed.
 
@@ -57,12 +66,18 @@ def harden(
     a predicate over sites (see `find_sites`). `example_inputs` and `frontend` are those of `trace`: with inputs, a
     model that cannot be traced symbolically is exported; the result's `.frontend` says which way was taken, and
     `fitact_fx.coverage` what stays open.
+
+    `guard`: "parameters", or an instance such as `Guard(limits="tensor")`, to check each parameter as well before it
+    is used, see `fitact_fx.guard`. The guard comes last: bounds are found and learned without it.
     """
     chosen = schemes.named(scheme) if isinstance(scheme, str) else scheme
     if isinstance(chosen, type) or not hasattr(chosen, "place"):
         raise RecipeError(f"scheme is {chosen!r};\n  give a scheme's name or an instance, such as FitAct()")
     _refuse_hardened(model)
+    guarding = _guard_named(guard)
     graph_module = trace(model, example_inputs, frontend=frontend)
+    if guarding is not None:
+        refuse_unguardable(graph_module)
     found = sites_to_harden(graph_module, sites)
     specs = _with_granularity(chosen.place(found, graph_module), granularity)
     hard = bound_sites(graph_module, specs)
@@ -72,24 +87,52 @@ def harden(
         calibrate(hard, data)
         if any(spec.learned for spec in specs.values()):
             post_train(hard, data, max_drop=max_drop, seed=seed)
+    if guarding is not None:
+        put_guard(hard, guarding, stacklevel=2)
     return hard
 
 
-def calibrate(hard: nn.Module, batches: object) -> None:
-    """Set every bound to the exact extremes of its clean values over `batches`.
+def _guard_named(guard: str | Guard | None) -> Guard | None:
+    if guard is None or isinstance(guard, Guard):
+        return guard
+    if guard != "parameters":
+        raise RecipeError(f'guard is {guard!r};\n  give "parameters" or an instance, such as Guard(limits="tensor")')
+    return Guard()
 
-    What is compared with is the bound widened by a small slack, see `fitact_fx.policies.slack`.
+
+def calibrate(hard: nn.Module, batches: object) -> None:
+    """Set every bound from its clean values over `batches`: to their exact extremes, where the scheme says no other.
+
+    What is compared with is the bound widened by a small slack, see `fitact_fx.policies.limits.slack`.
     A one-sided kind (ReLU) gets an upper bound; a two-sided one (GELU) both. Runs in evaluation mode,
     holds no activations, and replaces bounds set earlier. On any error no bound has changed.
-    Raises CalibrationError for empty data or NaN, SiteError for shapes that change under neuron bounds.
+
+    Where a site's spec asks for a percentile p below 100, the data run a second time: at least p % of the values lie
+    at the upper bound or below it, and for two-sided kinds at least p % at the lower one or above (so it is the
+    100 - p percentile), each to (greatest - least) / 2048; see `fitact_fx.percentiles`. The spec's `share` then
+    multiplies both bounds. Sites that carry the bounds of others take those over at last.
+    Raises CalibrationError for empty data, NaN, or data that differ between the passes, SiteError for shapes that
+    change under neuron bounds.
     """
-    _require_sites(hard)
-    for seen in observed_ranges(hard, batches).values():
-        two_sided = seen.bounded.minimum == -float("inf")
-        seen.bounded.set_bounds(seen.low if two_sided else None, seen.high)
+    sites = _require_sites(hard)
+    ranges = observed_ranges(hard, batches)
+    pairs = percentile_bounds(hard, batches, ranges)
+    checked = {name: _calibrated(seen, *pairs.get(name, (seen.low, seen.high))) for name, seen in ranges.items()}
+    for name, pair in checked.items():
+        sites[name].set_bounds(*pair)
+    carry(sites)
 
 
-def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, seed: int = 0) -> Record:
+def _calibrated(seen: Range, low: Tensor | None, high: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The bounds of one site, from the values seen; nothing is set."""
+    assert low is not None  # a site that did not run has been refused
+    assert high is not None
+    share = seen.bounded.spec.share
+    two_sided = seen.bounded.minimum == -float("inf")
+    return seen.bounded.checked(low * share if two_sided else None, high * share)
+
+
+def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, seed: int = 0) -> Outcome:
     """Learn the bounds with everything else frozen, as the model's scheme does; the record says what was done.
 
     The clean accuracy on a held-out part of `batches` never falls by more than `max_drop` (a share:
@@ -100,7 +143,8 @@ def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, s
     if unset:
         raise SiteError(f"the bounds of {unset[0]} are not set;\n  run fitact_fx.calibrate before post_train")
     scheme: Scheme = hard.meta["scheme"]
-    return scheme.fit(hard, batches, max_drop, seed)
+    with in_full_precision(hard):
+        return scheme.fit(hard, batches, max_drop, seed)
 
 
 def bounds(hard: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
@@ -114,7 +158,8 @@ def bounds(hard: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
 def set_bounds(hard: nn.Module, new: Mapping[str, tuple[Tensor | float | None, Tensor | float | None]]) -> None:
     """Set bounds by hand: site-name globs to (lower, upper), numbers or tensors; the last match wins.
 
-    None leaves a side free; infinity on a side allows everything there. On any error no bound has
+    None leaves a side free; infinity on a side allows everything there. Sites that carry the bounds of a site set
+    here (see `Spec.carries`) follow it, unless they are set here themselves. On any error no bound has
     changed. Raises RecipeError for a glob that matches nothing, SiteError for bounds that make no sense.
     """
     sites = _require_sites(hard)
@@ -125,6 +170,7 @@ def set_bounds(hard: nn.Module, new: Mapping[str, tuple[Tensor | float | None, T
         sites[name].refuse_other_shape(*pair)
     for name, pair in checked.items():
         sites[name].set_bounds(*pair)
+    carry(sites, changed=checked)
 
 
 def _warn_of_hidden(model: nn.Module, hard: GraphModule) -> None:
@@ -162,24 +208,36 @@ def sites_to_harden(graph_module: GraphModule, sites: SiteRule = ACTIVATIONS) ->
 def _refuse_hardened(model: object) -> None:
     if isinstance(model, nn.Module) and bounded_sites(model):
         raise SiteError("this model is hardened already;\n  harden the original model instead")
+    if isinstance(model, nn.Module) and limits_of(model):
+        raise SiteError('this model is guarded already;\n  harden the original model, with guard="parameters"')
 
 
 def bound_sites(graph_module: TracedModule, specs: Mapping[str, Spec]) -> TracedModule:
     """Rewrite the graph so that each site in `specs` is bounded, with the bounds not set yet."""
     layouts = channel_layouts(graph_module)
-    placed = {}
-    for site in find_sites(graph_module, lambda site: site.name in specs):
-        layout, spec = layouts[site.node], specs[site.name]
-        dim, rank = (None, None) if layout is None else (layout.dim, layout.rank)
-        placed[site.name] = replace(spec, granularity=granularities.at_dim(spec.granularity, dim, rank))
+    chosen = [site for name, site in boundable(graph_module).items() if name in specs]
+    placed = {site.name: _placed(site, specs[site.name], layouts[site.node]) for site in chosen}
     apply(graph_module, Functionalise(frozenset(placed)), Bound(placed))
     return graph_module
+
+
+def _placed(site: Site, spec: Spec, layout: Layout | None) -> Spec:
+    """The spec, told where the channels lie."""
+    if layout is None and isinstance(spec.policy, FeatureMaps):
+        problem = f"policy {spec.policy.name!r} needs to know where its channels lie, which the graph does not tell"
+        remedy = 'harden with policy="zero" or "clamp", or leave it out (sites=lambda site: site.name != ...)'
+        raise SiteError(site_message(site.name, site.source, problem, remedy))
+    dim, rank = (None, None) if layout is None else (layout.dim, layout.rank)
+    granularity, policy = granularities.at_dim(spec.granularity, dim, rank), policies.at_dim(spec.policy, dim, rank)
+    return replace(spec, granularity=granularity, policy=policy)
 
 
 def _with_granularity(specs: dict[str, Spec], rule: GranularityRule | None) -> dict[str, Spec]:
     if rule is None:
         return specs
-    chosen = granularities.resolve(rule, tuple(specs))
+    # What is carried is one range, whatever the granularity of its sources.
+    own = tuple(name for name, spec in specs.items() if not spec.carries)
+    chosen = granularities.resolve(rule, own)
     return {name: replace(spec, granularity=chosen.get(name, spec.granularity)) for name, spec in specs.items()}
 
 

@@ -21,7 +21,7 @@ Integers = NDArray[np.int64]
 class Word:
     """One word that was hit: `bits` are those that the list names, none where it names the new word.
 
-    Words are the format's, as unsigned numbers; values are what the model computes with.
+    Words are the format's, as unsigned numbers; values are what the model computes with, and codes of packed bounds.
     """
 
     tensor: str
@@ -78,7 +78,7 @@ class Witness:
     """Sees the hit words of one tensor twice: before the faults are in it, and with them."""
 
     def __init__(self, faults: FaultList, one: TensorFaults) -> None:
-        self.format, self.effect, self.one = faults.format, faults.effect, one
+        self.format, self.effect, self.one = faults.format_of(one), faults.effect, one
         self.elements, starts = np.unique(one.elements, return_index=True)
         self.named = np.split(one.values.astype(np.int64), starts[1:])
         self.words: list[Integers] = []

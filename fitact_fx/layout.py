@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.dimensions import MOVES, Layout
-from fitact_fx.nodes import argument, called_module, called_name, operator_name, owning_module
+from fitact_fx.nodes import argument, called_module, called_name, is_stored, operator_name, owning_module, stored_at
 from fitact_fx.recurrence import recurrent_call
 from fitact_fx.spellings import kind_of
 from fitact_fx.traced import nodes_in_call_order
@@ -118,7 +118,7 @@ def _carried(node: Node, layouts: Layouts) -> Layout | None:
     name = operator_name(node)
     if name == "glu":
         return _resized(node, layouts)
-    if name in _PRODUCTS and any(each.op == "get_attr" for each in node.all_input_nodes):
+    if name in _PRODUCTS and any(is_stored(each) for each in node.all_input_nodes):
         return Layout(-1)  # a linear layer by another name
     if name in _ELEMENTWISE:
         return _agreed(node, layouts)
@@ -169,13 +169,13 @@ def _is_over_last(node: Node) -> bool:
 
 def _agreed(node: Node, layouts: Layouts) -> Layout | None:
     """Elementwise operators and cat: all inputs that matter have the channel in the same place."""
-    operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+    operands = [operand for operand in node.all_input_nodes if not is_stored(operand)]
     from_end = any((layout := layouts.get(operand)) is not None and layout.dim < 0 for operand in operands)
     if from_end:  # broadcasting lines up from the end, so an input of the network cannot move it
         operands = [each for each in operands if not _is_input(each) or layouts.get(each) is not None]
     known = [layouts.get(operand) for operand in operands]
     first = known[0] if known else None
-    constants = [_rank(operand) for operand in node.all_input_nodes if operand.op == "get_attr"]
+    constants = [_rank(operand) for operand in node.all_input_nodes if is_stored(operand)]
     if first is None or (first.dim >= 0 and any(rank > (first.rank or first.dim + 1) for rank in constants)):
         return None  # broadcasting may put dimensions in front
     for other in known[1:]:
@@ -203,7 +203,7 @@ def _in_same_place(one: Layout, other: Layout) -> bool:
 
 def _rank(constant: Node) -> float:
     """How many dimensions a Parameter or buffer has."""
-    owner, _, name = str(constant.target).rpartition(".")
+    owner, _, name = stored_at(constant).rpartition(".")
     value = getattr(owning_module(constant).get_submodule(owner), name)
     return value.ndim if isinstance(value, Tensor) else torch.inf
 

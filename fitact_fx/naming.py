@@ -12,11 +12,12 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.bounded import Bounded
+from fitact_fx.guarded import Limits
 from fitact_fx.guards import InputGuards
 from fitact_fx.injected import Injected
 from fitact_fx.kinds import Kind
 from fitact_fx.modes import ModeConstant
-from fitact_fx.nodes import called_module, called_name, free_name, is_attention
+from fitact_fx.nodes import called_module, called_name, free_name, is_attention, is_stored
 from fitact_fx.recurrence import recurrent_call, state_name
 from fitact_fx.signature import CHECKS, require_default, require_same
 from fitact_fx.source import owner_path
@@ -29,7 +30,7 @@ _NO_TENSORS = frozenset(
     "size stride new_empty_strided dim ndim numel shape getattr item tolist len is assert sym_size "
     "chunk split tensor_split unbind eq".split()
 )
-_NO_VALUES = (Bounded, Injected, ModeConstant, UnseenCode, InputGuards)
+_NO_VALUES = (Bounded, Injected, Limits, ModeConstant, UnseenCode, InputGuards)
 # Modules that give several tensors, each of which is taken out at once.
 _SEVERAL = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
@@ -114,4 +115,5 @@ def _is_of_numbers(node: Node, names: dict[Node, str]) -> bool:
     """Arithmetic on sizes, and a size out of a shape."""
     arithmetic = getattr(node.target, "__module__", "") == "_operator"
     values = ("call_module", "placeholder")
-    return arithmetic and not any(each in names or each.op in values for each in node.all_input_nodes)
+    computed = (each for each in node.all_input_nodes if not is_stored(each))
+    return arithmetic and not any(each in names or each.op in values for each in computed)

@@ -10,12 +10,24 @@ from torch import nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from fitact_fx.guarded import Limits
+
 _IN_PLACE_OPERATORS = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor setitem __setitem__".split())
 
 
 def called_module(node: Node) -> nn.Module:
     """The module a call_module node calls."""
     return owning_module(node).get_submodule(str(node.target))
+
+
+def is_stored(node: Node) -> bool:
+    """Whether this node gives a tensor of the model as it is: read, or read and checked against its limits."""
+    return node.op == "get_attr" or (node.op == "call_module" and isinstance(called_module(node), Limits))
+
+
+def stored_at(node: Node) -> str:
+    """The name, in this node's graph, of the tensor that such a node gives."""
+    return str(node.target if node.op == "get_attr" else node.all_input_nodes[0].target)
 
 
 def owning_module(node: Node) -> GraphModule:

@@ -1,6 +1,6 @@
 """Which values each site gives on real data: the exact extremes, kept per bound, never the activations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,13 @@ from fitact_fx.policies import Pass
 
 
 class Range:
-    """The running least and greatest value under each bound of one site."""
+    """The running least and greatest value under each bound of one site, and how many values each bound has seen."""
 
     def __init__(self, bounded: Bounded) -> None:
         self.bounded = bounded
         self.low: Tensor | None = None
         self.high: Tensor | None = None
+        self.count = 0
 
     def take(self, values: Tensor) -> None:
         """Widen the range by these activations, (N, ...). SiteError if their shape is a new one."""
@@ -30,12 +31,14 @@ class Range:
         if self.high is not None and self.high.shape != shape:
             raise self.bounded.shape_error(self.high, values)
         shared = self.bounded.spec.granularity.shared_dims(tuple(values.shape))
-        low, high = _extremes(values.detach(), shared, shape)
+        low, high = extremes(values.detach(), shared, shape)
+        self.count += values.numel() // max(1, low.numel())
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
 
-def _extremes(values: Tensor, shared: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def extremes(values: Tensor, shared: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value over the dimensions `shared`, in the shape of the bounds."""
     if not values.is_floating_point():
         values = values.float()
     if not shared:
@@ -46,31 +49,43 @@ def _extremes(values: Tensor, shared: tuple[int, ...], shape: tuple[int, ...]) -
 def observed_ranges(hard: nn.Module, data: object) -> dict[str, Range]:
     """Site name -> the range of its clean values over all of `data`, in evaluation mode.
 
-    The model's modes and the global random states are as before afterwards. Raises CalibrationError
-    for empty data, for NaN, and for a site that never ran.
+    Sites that carry the bounds of others are left out. The model's modes and the global random states are as before
+    afterwards. Raises CalibrationError for empty data, for NaN, and for a site that never ran.
     """
     if any(tensor.is_meta for tensor in (*hard.parameters(), *hard.buffers()) if tensor.numel()):
         remedy = "give it values first: model.to_empty(device='cpu'), then load_state_dict"
         raise CalibrationError(f"the model is on the meta device, where nothing has a value;\n  {remedy}")
-    ranges = {name: Range(bounded) for name, bounded in bounded_sites(hard).items()}
-    with (
-        random_states_kept(),
-        evaluating(hard),
-        exchanged(hard, Pass()),
-        clean(hard),
-        _recording(ranges),
-        torch.no_grad(),
-    ):
-        batches = tqdm(as_batches(data), "calibrating", unit="batch", delay=2, disable=None, leave=False)
-        for number, batch in enumerate(batches):
-            batch.run(hard)
-            _refuse_overflow(ranges, number)
+    ranges = {name: Range(bounded) for name, bounded in bounded_sites(hard).items() if not bounded.spec.carries}
+    takers = {seen.bounded: seen.take for seen in ranges.values()}
+    watch(hard, data, takers, "calibrating", after=lambda number: _refuse_overflow(ranges, number))
     for name, seen in ranges.items():
         if seen.high is None:
             problem = "it did not run on any batch"
             remedy = "calibrate with data that reaches it, or harden without it (sites=lambda site: site.name != ...)"
             raise CalibrationError(site_message(name, seen.bounded.source, problem, remedy))
     return ranges
+
+
+Takers = Mapping[Bounded, Callable[[Tensor], None]]
+
+
+def watch(hard: nn.Module, data: object, takers: Takers, doing: str, after: Callable[[int], None]) -> None:
+    """Run all of `data` through the clean model in evaluation mode, and show each site's values to its taker.
+
+    `after` is called with the number of each batch that has run.
+    """
+    with (
+        random_states_kept(),
+        evaluating(hard),
+        exchanged(hard, Pass()),
+        clean(hard),
+        _recording(takers),
+        torch.no_grad(),
+    ):
+        batches = tqdm(as_batches(data), doing, unit="batch", delay=2, disable=None, leave=False)
+        for number, batch in enumerate(batches):
+            batch.run(hard)
+            after(number)
 
 
 def _refuse_overflow(ranges: dict[str, Range], number: int) -> None:
@@ -83,20 +98,13 @@ def _refuse_overflow(ranges: dict[str, Range], number: int) -> None:
 
 
 @contextmanager
-def _as_it_is(hard: nn.Module) -> Iterator[None]:
-    """Nothing bounded, and no fault in an activation."""
-    with exchanged(hard, Pass()), clean(hard):
-        yield
+def _recording(takers: Takers) -> Iterator[None]:
+    """Each site shows its values to its taker inside."""
 
+    def recorder(take: Callable[[Tensor], None]) -> Any:
+        return lambda module, args, output: take(args[0])
 
-@contextmanager
-def _recording(ranges: dict[str, Range]) -> Iterator[None]:
-    """Each site shows its values to its range inside."""
-
-    def recorder(seen: Range) -> Any:
-        return lambda module, args, output: seen.take(args[0])
-
-    handles = [seen.bounded.register_forward_hook(recorder(seen)) for seen in ranges.values()]
+    handles = [bounded.register_forward_hook(recorder(take)) for bounded, take in takers.items()]
     try:
         yield
     finally:

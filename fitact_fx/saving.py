@@ -2,7 +2,10 @@
 
 Header entry `fitact_fx` (JSON): {"version": 1, "scheme": {"name": ..., "options": {...}}, "sites": [{"name",
 "kind", "granularity", "policy", "learned", "sides"}, ...], "frontend": ..., "unbounded": {site name: kind},
-"parameters": {name: shape}}. Tensors: `<site>.lower` and `<site>.upper`, in the shape their granularity gives them.
+"parameters": {name: shape}}; a site has "policy_numbers" too where they are not those that the policy's name stands
+for, and "percentile", "share", "carries" and "includes_zero" where they are not a spec's own. Tensors:
+`<site>.lower` and `<site>.upper`, in the shape their granularity gives them; the words that stand for
+them where they are stored in fewer bits (see `fitact_fx.codes`), whose names the site has as "memory".
 """
 
 import dataclasses
@@ -15,18 +18,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from fitact_fx import codes, policies, schemes
 from fitact_fx import granularity as granularities
-from fitact_fx import policies, schemes
 from fitact_fx.bounded import SIDES, bounded_sites
 from fitact_fx.errors import RecipeError, SiteError
+from fitact_fx.followers import boundable
+from fitact_fx.guarded import limits_of
 from fitact_fx.hardening import bound_sites, sites_to_harden
+from fitact_fx.passes.guarding import Guard
 from fitact_fx.places import ACTIVATIONS
+from fitact_fx.policies import Policy
+from fitact_fx.scrubbing import put_guard
 from fitact_fx.sites import Site, find_sites
 from fitact_fx.spec import Spec
 from fitact_fx.traced import TracedModule
 from fitact_fx.tracing import trace
 
 _KEY, _VERSION = "fitact_fx", 1
+_LIMITS = ":limits"  # behind a parameter's name; no site's name ends so
+_CALIBRATED = [
+    field for field in dataclasses.fields(Spec) if field.name in ("percentile", "share", "carries", "includes_zero")
+]
 
 
 def save(hard: TracedModule, path: str | os.PathLike[str]) -> None:
@@ -40,17 +52,17 @@ def save(hard: TracedModule, path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         raise RecipeError(f"{target} is a folder;\n  give the path of a file")
     sites = bounded_sites(hard)
-    if not sites:
+    if not sites and not limits_of(hard):
         raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  save what fitact_fx.harden returned")
     unset = [name for name, bounded in sites.items() if not bounded.is_set]
     if unset:
         raise SiteError(f"the bounds of {unset[0]} are not set;\n  run fitact_fx.calibrate before saving")
     tensors = {
-        f"{name}.{side}": bound.detach().cpu().contiguous()
+        f"{name}.{buffer}": held.detach().cpu().contiguous()
         for name, bounded in sites.items()
-        for side in SIDES
-        if (bound := getattr(bounded, side)) is not None
+        for buffer, held in bounded.memory.items()
     }
+    tensors |= {f"{name}{_LIMITS}": each.voted().cpu() for name, (each, *_) in limits_of(hard).items()}
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         temporary.write_bytes(serialised(tensors, metadata={_KEY: json.dumps(_recipe(hard))}))
@@ -61,26 +73,41 @@ def save(hard: TracedModule, path: str | os.PathLike[str]) -> None:
 
 
 def _recipe(hard: TracedModule) -> dict[str, Any]:
-    scheme = hard.meta["scheme"]
+    scheme = hard.meta.get("scheme")  # a guard alone has none
     rows = [
         {
             "name": name,
             "kind": bounded.kind,
             "granularity": bounded.spec.granularity.name,
             "policy": bounded.spec.policy.name,
+            **_numbers(bounded.spec.policy),
             "learned": bounded.spec.learned,
+            **_changed(bounded.spec),
             "sides": [side for side in SIDES if getattr(bounded, side) is not None],
+            **({} if bounded.stored == codes.FULL else {"memory": list(bounded.memory)}),
         }
         for name, bounded in bounded_sites(hard).items()
     ]
     return {
         "version": _VERSION,
-        "scheme": {"name": scheme.name, "options": dataclasses.asdict(scheme)},
+        "scheme": scheme and {"name": scheme.name, "options": dataclasses.asdict(scheme)},
+        "guard": {name: each.dim for name, (each, *_) in limits_of(hard).items()},
         "sites": rows,
         "frontend": hard.frontend,
         "unbounded": {site.name: site.kind for site in find_sites(hard)},
         "parameters": {name: list(parameter.shape) for name, parameter in hard.named_parameters()},
     }
+
+
+def _changed(spec: Spec) -> dict[str, Any]:
+    """Where calibration puts the bounds, as far as it is not at the extremes."""
+    return {field.name: value for field in _CALIBRATED if (value := getattr(spec, field.name)) != field.default}
+
+
+def _numbers(policy: Policy) -> dict[str, Any]:
+    """The numbers of a policy, where they are not those that its name stands for."""
+    numbers = policies.numbers_of(policy)
+    return {} if numbers == policies.numbers_of(policies.named(policy.name)) else {"policy_numbers": numbers}
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: tuple[Any, ...] | None = None) -> TracedModule:
@@ -92,14 +119,24 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: tuple[A
     """
     saved, tensors = _read(Path(path))
     graph_module = _traced(path, model, saved.frontend, example_inputs)
-    kinds = {site.name: site.kind for site in sites_to_harden(graph_module, saved.is_known)}
+    found = sites_to_harden(graph_module, saved.is_known) if saved.specs else find_sites(graph_module)
+    kinds = {site.name: site.kind for site in found}
+    kinds |= {name: site.kind for name, site in boundable(graph_module).items() if name in saved.carried}
     shapes = {name: list(parameter.shape) for name, parameter in graph_module.named_parameters()}
     _compare(path, "site", saved.kinds, kinds)
     _compare(path, "parameter", saved.parameters, shapes)
-    hard = bound_sites(graph_module, saved.specs)
-    hard.meta["scheme"] = saved.scheme
+    hard = bound_sites(graph_module, saved.specs) if saved.specs else graph_module
+    if saved.scheme is not None:
+        hard.meta["scheme"] = saved.scheme
     for name, bounded in bounded_sites(hard).items():
-        bounded.set_bounds(*(tensors.get(f"{name}.{side}") for side in SIDES))
+        held = {buffer: tensors[f"{name}.{buffer}"] for buffer in saved.memory[name]}
+        if codes.is_packed(held):
+            bounded.take(held)
+        else:
+            bounded.set_bounds(*map(held.get, SIDES))
+    if saved.guard:
+        known = {name: (tensors[f"{name}{_LIMITS}"], dim) for name, dim in saved.guard.items()}
+        put_guard(hard, Guard(known=known), stacklevel=2)
     return hard
 
 
@@ -113,30 +150,56 @@ def _traced(path: object, model: nn.Module, frontend: str, example_inputs: tuple
 
 
 class _Recipe(NamedTuple):
-    """What the header says: every site's kind and parameter's shape, how sites are bounded, which tensors there are."""
+    """What the header says: every site's kind and parameter's shape, how sites are bounded, which tensors each has."""
 
     kinds: dict[str, str]
     parameters: dict[str, list[int]]
     specs: dict[str, Spec]
     scheme: Any
-    tensors: list[str]
+    memory: dict[str, list[str]]
     frontend: str
+    guard: dict[str, int | None]
 
     @classmethod
     def parsed(cls, entry: dict[str, Any]) -> "_Recipe":
         rows = entry["sites"]
         specs = {
-            row["name"]: Spec(granularities.named(row["granularity"]), policies.named(row["policy"]), row["learned"])
+            row["name"]: Spec(
+                granularities.named(row["granularity"]),
+                policies.named(row["policy"], row.get("policy_numbers")),
+                row["learned"],
+                **_calibration(row),
+            )
             for row in rows
         }
-        scheme = _with_options(schemes.named(entry["scheme"]["name"]), entry["scheme"]["options"])
-        tensors = [f"{row['name']}.{side}" for row in rows for side in row["sides"]]
+        named = entry["scheme"]
+        alone = named is None and not rows  # a guard without bounds
+        scheme = None if alone else _with_options(schemes.named(named["name"]), named["options"])
+        guard = dict(entry.get("guard", {}))
+        memory = {row["name"]: list(row.get("memory", row["sides"])) for row in rows}
         kinds = {row["name"]: row["kind"] for row in rows} | entry["unbounded"]
-        return cls(kinds, entry["parameters"], specs, scheme, tensors, entry.get("frontend", "symbolic"))
+        return cls(kinds, entry["parameters"], specs, scheme, memory, entry.get("frontend", "symbolic"), guard)
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of all of them."""
+        bounds = [f"{site}.{buffer}" for site, buffers in self.memory.items() for buffer in buffers]
+        return bounds + [f"{name}{_LIMITS}" for name in self.guard]
+
+    @property
+    def carried(self) -> set[str]:
+        """The sites that carry the bounds of others, which are no places of the graph."""
+        return {name for name, spec in self.specs.items() if spec.carries}
 
     def is_known(self, site: Site) -> bool:
         """Whether the file should tell of this site: every activation, and what else was bounded."""
         return ACTIVATIONS in site.places or site.name in self.specs
+
+
+def _calibration(row: dict[str, Any]) -> dict[str, Any]:
+    """What `_changed` wrote, as the spec has it."""
+    given = {field.name: row[field.name] for field in _CALIBRATED if field.name in row}
+    return given | ({"carries": tuple(given["carries"])} if "carries" in given else {})
 
 
 def _with_options(value: Any, options: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fitact_fx.errors import RecipeError
 from fitact_fx.granularity import Granularity
 from fitact_fx.policies import Policy
 
@@ -11,9 +12,10 @@ class Spec:
     """How one site is bounded: how many bounds, what happens beyond them, and where calibration puts them.
 
     `learned`: the scheme's `fit` moves the bounds after calibration. `percentile`, in (0, 100]: the bound is
-    that percentile of the values seen and not their extreme; `share`: the part of it that is taken. `carries`:
-    names of earlier sites whose bounds hold here too, so that none are calibrated: the least lower and the
-    greatest upper one of them.
+    that percentile of the values seen and not their extreme; `share`, in (0, 1]: the part of it that is taken.
+    `carries`: names of earlier sites whose bounds hold here too, so that none are calibrated: the least lower and
+    the greatest upper one of them, and 0 between them if `includes_zero`.
+    RecipeError for another percentile or share, and for what is not a number.
     """
 
     granularity: Granularity
@@ -22,3 +24,15 @@ class Spec:
     percentile: float = 100.0
     share: float = 1.0
     carries: tuple[str, ...] = ()
+    includes_zero: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_outside("percentile", self.percentile, 100)
+        refuse_outside("share", self.share, 1)
+
+
+def refuse_outside(what: str, value: object, most: float) -> None:
+    """RecipeError unless the value is a number above 0 and at most `most`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= most:  # type: ignore[operator]  # NaN compares false
+        raise RecipeError(f"{what} is {value!r};\n  give a number above 0, {most} at most")

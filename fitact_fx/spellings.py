@@ -21,7 +21,16 @@ from fitact_fx.kinds import (
     is_known_activation,
     module_kind,
 )
-from fitact_fx.nodes import argument, called_module, called_name, inplace_position, operator_name, owning_module
+from fitact_fx.nodes import (
+    argument,
+    called_module,
+    called_name,
+    inplace_position,
+    is_stored,
+    operator_name,
+    owning_module,
+    stored_at,
+)
 from fitact_fx.recurrence import gives_one_tensor, kind_taken_out, recurrent_kind
 
 _ELEMENTWISE = frozenset("add sub mul div truediv neg pow square exp".split())
@@ -113,7 +122,7 @@ def least_value(node: Node, kind: Kind) -> float:
         module = called_module(node)
         return kind.minimum if is_known_activation(module) and not module._forward_hooks else FREE
     saved = owning_module(node).state_dict().keys()
-    loaded = any(each.op == "get_attr" and each.target in saved for each in node.all_input_nodes)
+    loaded = any(is_stored(each) and stored_at(each) in saved for each in node.all_input_nodes)
     return FREE if loaded and kind.name == "relu" else kind.minimum
 
 
@@ -157,7 +166,7 @@ def _between(node: Node, source: Node) -> set[str] | None:
         each = _written_back_to(pending.pop())
         if each is source:
             seen.add(each)
-        if each in seen or each.op == "get_attr":
+        if each in seen or is_stored(each):
             continue
         name = operator_name(each)
         if not each.op.startswith("call_") or name not in _ELEMENTWISE | _GATES | _OURS or not each.all_input_nodes:

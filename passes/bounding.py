@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from fitact_fx.aliasing import written_apart
 from fitact_fx.bounded import Bounded, Notice
 from fitact_fx.errors import SiteError, site_message
+from fitact_fx.followers import boundable
 from fitact_fx.sites import Site, find_sites
 from fitact_fx.source import source_line
 from fitact_fx.spec import Spec
@@ -33,7 +34,7 @@ class Bound:
     specs: Mapping[str, Spec]
 
     def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
-        sites = {site.name: site for site in find_sites(graph_module, lambda site: True)}
+        sites = boundable(graph_module)
         chosen = [name for name in sites if name in self.specs]
         missing = sorted(set(self.specs) - set(sites))
         if missing or not chosen:
@@ -42,10 +43,11 @@ class Bound:
                 f"{what};\n  find_sites lists them: {', '.join(_some(graph_module)) or 'this graph has none'}"
             )
         like, notice = _like(graph_module), Notice()
+        least = _least_values(sites, self.specs)
         for name in chosen:
             _refuse_inplace(sites[name])
             _refuse_written_apart(sites[name])
-            _insert(graph_module, sites[name], _bounded(sites[name], self.specs[name], like, notice))
+            _insert(graph_module, sites[name], _bounded(sites[name], self.specs[name], least[name], like, notice))
         return tuple(chosen)
 
 
@@ -77,8 +79,27 @@ def _insert(graph_module: GraphModule, site: Site, bounded: Bounded) -> None:
     site.node.replace_all_uses_with(bound, delete_user_cb=lambda user: user is not bound)
 
 
-def _bounded(site: Site, spec: Spec, like: Tensor, notice: Notice) -> Bounded:
-    return Bounded(site.name, site.kind, site.source, spec, site.minimum, like, notice)
+def _bounded(site: Site, spec: Spec, minimum: float, like: Tensor, notice: Notice) -> Bounded:
+    return Bounded(site.name, site.kind, site.source, spec, minimum, like, notice)
+
+
+def _least_values(sites: Mapping[str, Site], specs: Mapping[str, Spec]) -> dict[str, float]:
+    """Site name -> the least value it gives on clean data; what carries the bounds of others has the least of theirs.
+
+    SiteError for a source that is not bounded itself, or not before it.
+    """
+    least: dict[str, float] = {}
+    for name, site in sites.items():
+        if name not in specs:
+            continue
+        carries = specs[name].carries
+        missing = [source for source in carries if source not in least]
+        if missing:
+            problem = f"it carries the bounds of {missing[0]}, which has none before it"
+            raise SiteError(site_message(name, site.source, problem, "give a spec for that site too"))
+        zero = [0.0] if specs[name].includes_zero else []
+        least[name] = min([least[source] for source in carries] + zero) if carries else site.minimum
+    return least
 
 
 def _like(graph_module: GraphModule) -> Tensor:

@@ -12,18 +12,22 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
+from fitact_fx.guarded import GUARDED, Limits, limits_of
 from fitact_fx.guards import InputGuards
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, is_foreign, overwrites_input, owning_module
-from fitact_fx.policies import Zero
+from fitact_fx.plain_calls import plain_call, plain_check
+from fitact_fx.policies import FeatureMaps, Policy, Zero, at_dim
 from fitact_fx.signature import CHECKS, require_contents, require_default, require_given
 from fitact_fx.spellings import kind_of
-from fitact_fx.traced import TracedModule, nodes_in_call_order, parts
+from fitact_fx.traced import TracedModule, joined, nodes_in_call_order, parts
+from fitact_fx.unseen import UnseenCode
 
 
 class Folded(NamedTuple):
@@ -46,39 +50,75 @@ class Lower:
 
     The constants are the widened bounds of `policies.Bounds.limits`, for values of the type that
     `types` gives a site (autocast makes it another than the bounds' own, which is taken otherwise).
-    A ReLU in front of a zeroing bound disappears into it. Returns the names of the sites; SiteError
-    for a site that is not set.
+    A ReLU in front of a zeroing bound disappears into it. A policy that looks at feature maps is written for values
+    of the rank that `ranks` gives a site, or the graph. Returns the names of the sites; SiteError for a site that is
+    not set, and for one whose rank is needed and not known.
+
+    The guard of parameters becomes operators too: the votes over its limits, which stay buffers, and the comparisons.
+    Its parameters are named behind the sites.
     """
 
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, graph_module: GraphModule) -> tuple[str, ...]:
-        sites = []
+        sites, guarded = [], _written_out_guard(graph_module)
         for _, node in list(nodes_in_call_order(graph_module)):
             module = called_module(node) if node.op == "call_module" else None
             if isinstance(module, Bounded):
                 sites.append(module.site)
                 dtype = self.types.get(module.site, module.placement.dtype)
-                _replace(node, _lowered(owning_module(node), node, module, dtype))
+                policy = _of_rank(module, self.ranks.get(module.site))
+                _replace(node, _lowered(owning_module(node), node, module, policy, dtype))
             elif isinstance(module, InputGuards):
                 owning_module(node).add_module(str(node.target), module.guards)
             elif isinstance(module, ModeConstant):
                 _replace(node, module.evaluation_value)
             elif node.target in CHECKS:
                 _plain_check(node)
-        if not sites:
-            raise SiteError("this graph has no bounded site to lower;\n  lower what fitact_fx.harden returned")
+        if not sites and not guarded:
+            raise SiteError(
+                "this graph has no bounded site and no guard to lower;\n  lower what fitact_fx.harden or guard returned"
+            )
         for each in {graph_module, *parts(graph_module).values()}:
             each.graph.eliminate_dead_code(_has_effects)
         if not parts(graph_module).keys() - {""}:
-            graph_module.delete_all_unused_submodules()
-        return tuple(sites)
+            _drop_unused(graph_module)
+        return (*sites, *guarded)
+
+
+def _drop_unused(graph_module: GraphModule) -> None:
+    """Take away the modules that the graph does not use. One that it reads whole is used with all that is in it."""
+    used: set[str] = set()
+    for node in graph_module.graph.nodes:
+        if node.op not in ("get_attr", "call_module"):
+            continue
+        steps = str(node.target).split(".")
+        used.update(".".join(steps[:count]) for count in range(1, len(steps) + 1))
+        held = operator.attrgetter(node.target)(graph_module)
+        if isinstance(held, nn.Module):
+            used.update(joined(str(node.target), name) for name, _ in held.named_modules())
+    for name in [name for name, _ in graph_module.named_modules() if name and name not in used]:
+        graph_module.delete_submodule(name)
+
+
+def _written_out_guard(graph_module: GraphModule) -> tuple[str, ...]:
+    """Let every check of a parameter, and every call that takes guarded ones, be plain operators; the parameters."""
+    names = []
+    for _, node in list(nodes_in_call_order(graph_module)):
+        module = called_module(node) if node.op == "call_module" else None
+        if isinstance(module, Limits):
+            names.append(module.parameter_name)
+            _replace(node, plain_check(node, module))
+        elif GUARDED in node.kwargs and not isinstance(module, UnseenCode):
+            _replace(node, plain_call(node))
+    return tuple(dict.fromkeys(names))
 
 
 def _has_effects(node: Node) -> bool:
     """A write into memory that others read is not dead, even if nobody reads its own result; nor is a user's code."""
     unseen = is_foreign(node) or (node.op == "call_module" and bool(parts(called_module(node))))
-    return unseen or node.is_impure() or overwrites_input(node)
+    return unseen or node.target is functional_call or node.is_impure() or overwrites_input(node)
 
 
 def _refuse_unset(bounded: Bounded) -> None:
@@ -87,13 +127,24 @@ def _refuse_unset(bounded: Bounded) -> None:
         raise SiteError(site_message(bounded.site, bounded.source, problem, remedy))
 
 
-def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded, dtype: torch.dtype) -> Node:
+def _of_rank(bounded: Bounded, seen: int | None) -> Policy:
+    """The site's policy, for values of the rank that was seen; a proxy of them could not say it."""
+    policy = bounded.policy
+    if not isinstance(policy, FeatureMaps) or policy.rank is not None:
+        return policy
+    if seen is None:
+        problem = f"the rank of its values is not known, and policy {policy.name!r} needs it"
+        raise SiteError(site_message(bounded.site, bounded.source, problem, "use fitact_fx.lower, with example inputs"))
+    return at_dim(policy, policy.dim, seen)
+
+
+def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded, policy: Policy, dtype: torch.dtype) -> Node:
     _refuse_unset(bounded)
     source: Any = node.args[0]
     if not dtype.is_floating_point:
         return source  # type: ignore[no-any-return]  # whole numbers pass, as in Bounded.forward
     low, high = (limit.detach() for limit in bounded.bounds.limits(dtype))
-    if isinstance(bounded.policy, Zero) and bool((low == 0).all()) and _is_plain_relu(source, bounded):
+    if isinstance(policy, Zero) and bool((low == 0).all()) and _is_plain_relu(source, bounded):
         source = source.all_input_nodes[0]
     with graph_module.graph.inserting_before(node):
         tracer = GraphAppendingTracer(graph_module.graph)
@@ -113,9 +164,11 @@ def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded, dtype: tor
             constant("low", low),
             constant("high", high),
         )
-        result = bounded.policy(Proxy(source, tracer), folded)  # type: ignore[arg-type]
+        result = policy(Proxy(source, tracer), folded)  # type: ignore[arg-type]
         if low.ndim or high.ndim:
             _assert_same_shape(result.node, source, bounded)  # type: ignore[attr-defined]
+        if isinstance(policy, FeatureMaps):
+            _assert_rank(source, policy.rank, bounded)
     return result.node  # type: ignore[attr-defined,no-any-return]
 
 
@@ -125,6 +178,14 @@ def _assert_same_shape(result: Node, source: Any, bounded: Bounded) -> None:
     shapes = tuple(graph.call_function(getattr, (each, "shape")) for each in (result, source))
     message = f"site {bounded.site} ({bounded.source}) gets activations of another shape than its bounds are for"
     graph.call_function(torch._assert, (graph.call_function(operator.eq, shapes), message))  # noqa: SLF001  as below
+
+
+def _assert_rank(source: Any, rank: int | None, bounded: Bounded) -> None:
+    """In activations of another rank the feature maps lie elsewhere."""
+    graph = source.graph
+    same = graph.call_function(operator.eq, (graph.call_function(getattr, (source, "ndim")), rank))
+    message = f"site {bounded.site} ({bounded.source}) gets activations of another rank than it was lowered for"
+    graph.call_function(torch._assert, (same, message))  # noqa: SLF001  as below
 
 
 def _is_plain_relu(source: Any, bounded: Bounded) -> bool:
@@ -166,19 +227,20 @@ def _plain_check(node: Node) -> None:
     node.graph.erase_node(node)
 
 
-def _types_seen(hard: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, torch.dtype]:
-    """Site name -> the type of its values on these inputs, under the autocast of the caller."""
-    seen: dict[str, torch.dtype] = {}
+def _values_seen(hard: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[dict[str, torch.dtype], dict[str, int]]:
+    """Site name -> the type and the rank of its values on these inputs, under the autocast of the caller."""
+    types: dict[str, torch.dtype] = {}
+    ranks: dict[str, int] = {}
 
     def note(bounded: Bounded, _: object, output: Tensor) -> None:
-        seen[bounded.site] = output.dtype
+        types[bounded.site], ranks[bounded.site] = output.dtype, output.ndim
 
     handles = [bounded.register_forward_hook(note) for bounded in bounded_sites(hard).values()]
     with torch.no_grad():
         hard(*example_inputs)
     for handle in handles:
         handle.remove()
-    return seen
+    return types, ranks
 
 
 def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: str = "inductor") -> Any:
@@ -192,7 +254,7 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
     from fitact_fx.ownership import evaluating_copy
     from fitact_fx.passes import apply
 
-    if not bounded_sites(hard):
+    if not bounded_sites(hard) and not limits_of(hard):
         raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  lower what fitact_fx.harden returned")
     if isinstance(example_inputs, Tensor):
         example_inputs = (example_inputs,)
@@ -205,7 +267,7 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
         cloned: Any = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, example_inputs)
         return tuple(cloned)
 
-    apply(own, Lower(_types_seen(own, copies())))  # type: ignore[arg-type]
+    apply(own, Lower(*_values_seen(own, copies())))  # type: ignore[arg-type]
     unseen = isinstance(hard, TracedModule) and bool(hard.unseen)
     # Code that could not be seen may break the compiled graph, and holds parts that are graphs of their own.
     plain = own if unseen else GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]

@@ -133,7 +133,7 @@ def test_hardening_leaves_the_random_state_and_the_mode_alone():
         ),
         ({"scheme": "fitakt"}, RecipeError, "unknown scheme 'fitakt'; choose one of "),
         ({"scheme": FitAct(granularity="voxel")}, RecipeError, "unknown granularity 'voxel'"),
-        ({"scheme": FitAct(policy="shrink")}, RecipeError, "unknown policy 'shrink'; choose one of clamp, zero"),
+        ({"scheme": FitAct(policy="shrink")}, RecipeError, "unknown policy 'shrink'; choose one of average, backflip"),
     ],
 )
 def test_unknown_names_list_the_valid_ones(options, error, text):

@@ -18,12 +18,14 @@ ROOT = Path(__file__).parents[1]
 # Each line imports only from lines above it. A name is a module of fitact_fx or a whole folder; inside a
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
+unseen
+guarded
 errors nodes source ambience graph_lines
-ownership unseen
+ownership
 granularity policies batches statistics dimensions traced
-spec holdout
+spec holdout codes
 bounded injected
-clean_accuracy
+packing clean_accuracy carrying losses probe thresholds
 kinds signature modes guards
 recurrence
 spellings
@@ -31,9 +33,11 @@ naming refusals
 places layout aliasing
 sites hidden ways
 frontends calls
-call_table tracing faults ranges points
-passes learning hit_words
-schemes injection faulty_outputs
+call_table tracing faults ranges followers points plain_calls
+sides percentiles budget
+descent
+passes learning searching hit_words
+schemes injection faulty_outputs scrubbing
 recipe
 hardening
 saving verification inspection coverage

@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fitact_fx
-from fitact_fx import schemes
+from fitact_fx import policies, schemes
 from fitact_fx.ambience import slow_path
 from fitact_fx.bounded import bounded_sites
 from fitact_fx.errors import SiteError, TracingError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.faults import BitFlip
 from fitact_fx.kinds import module_kind
 from fitact_fx.places import NAMES
-from fitact_fx.policies import Zero
+from fitact_fx.policies import Clamp, FeatureMaps, Zero
+from fitact_fx.schemes.fitact import FitAct
 from fitact_fx.testing import architectures
 
 INFINITE = {"*": (-torch.inf, torch.inf)}
@@ -45,11 +46,14 @@ def every_second(site):
     return len(site.name) % 2 == 0
 
 
+MAPPED = tuple(name for name in policies.names() if isinstance(policies.named(name), FeatureMaps))
+
+
 def with_each_policy(scheme):
-    """The scheme as it is, and with each policy where that is an option of it."""
+    """The scheme as it is, and with each policy that needs no feature maps where that is an option of it."""
     options = {field.name for field in dataclasses.fields(scheme)}
-    policies = ("zero", "clamp") if "policy" in options else ()
-    return [scheme, *(dataclasses.replace(scheme, policy=policy) for policy in policies)]
+    named = sorted(set(policies.names()) - set(MAPPED)) if "policy" in options else ()
+    return [scheme, *(dataclasses.replace(scheme, policy=policy) for policy in named)]
 
 
 SCHEMES = st.sampled_from([each for name in schemes.names() for each in with_each_policy(schemes.named(name))])
@@ -96,6 +100,7 @@ def hardened(model, **options):
         except SiteError as error:
             # The second: a view that is returned, and whose memory is written to through another value.
             refusals = r"no (activation|site that is .*) was found|it shares memory with another value"
+            refusals += r"|policy '\w+' needs to know where its channels lie"
             assert re.search(refusals, str(error))  # noqa: PT017
             return None
 
@@ -326,6 +331,9 @@ def test_what_a_bound_lets_through_is_inside_it_or_the_policys_replacement(
         inside = (values >= low) & (values <= high)
         nearest = torch.where(values > high, upper.to(values.dtype), lower.to(values.dtype))
         replaced = torch.zeros_like(values) if isinstance(bounded.policy, Zero) else nearest
+        if not isinstance(bounded.policy, Zero | Clamp):  # anywhere between the bounds
+            ends = torch.maximum(lower.to(values.dtype), low), torch.minimum(upper.to(values.dtype), high)
+            replaced = output.clamp(*ends)
         assert torch.equal(output, torch.where(inside, values, replaced.masked_fill(values.isnan(), 0.0)))
         assert output.isfinite().all()
 
@@ -334,6 +342,33 @@ def test_what_a_bound_lets_through_is_inside_it_or_the_policys_replacement(
     for bounded in bounded_sites(hard).values():
         bounded.register_forward_hook(check)
     run(hard, inputs if factor > 1 else architecture.inputs(seed=1))
+
+
+@QUICK
+@given(NETWORKS, GRANULARITIES, st.sampled_from(MAPPED))
+def test_policies_of_feature_maps_keep_clean_values_and_let_nothing_else_pass(architecture, granularity, policy):
+    model, inputs = architecture.module(), architecture.inputs()
+    hard = calibrated(model, inputs, granularity, scheme=FitAct(policy=policy))
+    if hard is None:
+        return
+    try:
+        clean = run(hard, inputs)
+    except SiteError as error:  # an input without its batch dimension
+        assert "where its feature maps lie is not known" in str(error)  # noqa: PT017
+        return
+    assert equal(clean, run(copy.deepcopy(model), inputs))
+
+    def check(bounded, args, output):
+        low, high = bounded.bounds.limits(output.dtype)
+        inside = (args[0] >= low) & (args[0] <= high)
+        assert torch.equal(output[inside], args[0][inside])
+        assert (((output >= low) & (output <= high)) | args[0].isnan()).all()
+
+    for bounded in bounded_sites(hard).values():
+        bounded.register_forward_hook(check)
+    for parameter in hard.parameters():
+        parameter.data = parameter.data * 1e4
+    run(hard, inputs)
 
 
 @SLOW

@@ -41,7 +41,7 @@ def test_a_value_beyond_the_profiled_range_becomes_its_end(activation: nn.Module
 def test_pooling_after_a_clamp_stays_inside_the_bounds() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()).eval()
     data = torch.rand(8, 1, 10, 10, generator=torch.Generator().manual_seed(2))
-    hard = hardened(model, data)
+    hard = fitact_fx.harden(model, scheme=Ranger(follow=False), data=[data])
     ((_, upper),) = fitact_fx.bounds(hard).values()
     assert upper is not None
     assert hard(1e6 * data).max() <= upper * (1 + 2.0**-9)

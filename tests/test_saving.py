@@ -273,7 +273,7 @@ def test_a_newer_version_is_refused(saved):
         (lambda recipe: recipe["sites"][0].update(granularity="voxel"), "unknown granularity 'voxel'; choose one of"),
         (
             lambda recipe: recipe["sites"][0].update(policy="smooth"),
-            "unknown policy 'smooth'; choose one of clamp, zero",
+            "unknown policy 'smooth'; choose one of average, backflip, clamp, rescale, zero",
         ),
         (lambda recipe: recipe["scheme"].update(name="fitakt"), "unknown scheme 'fitakt'; choose one of"),
         (lambda recipe: recipe["scheme"]["options"].update(speed=3), "speed"),

@@ -10,7 +10,7 @@ from fitact_fx.campaigns.rows import Condition
 
 Settings = Mapping[str, Any]
 
-MEASURED = frozenset(("clean", "seconds", "coverage", "parameter_bytes", "bound_bytes"))
+MEASURED = frozenset(("clean", "seconds", "coverage", "parameter_bytes", "bound_bytes", "guard_bytes"))
 """What a campaign finds out about a variant, which is not what it was asked for."""
 
 _MOST = 10

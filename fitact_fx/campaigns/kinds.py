@@ -60,10 +60,8 @@ class RateSweep(Kind):
 
     @staticmethod
     def _population(fault: FaultModel, question: Question) -> int:
-        ways = len(fault.ways(question.format))
         return max(
-            sum(places_in(cell, ways) for cell in fault.cells(memory, question.targets))
-            for memory in question.memories.values()
+            question.population(fault, fault.cells(memory, question.targets)) for memory in question.memories.values()
         )
 
 
@@ -89,7 +87,6 @@ class SingleFaults(Kind):
 
     def cells(self, question: Question) -> tuple[Cell, ...]:
         fault = question.made(count=1)
-        ways = fault.ways(question.format)
         targets = question.targets or ("parameters",)
         places = tuple(place for place in question.shared(targets) if places_in(place, 1))
         if not places:
@@ -99,36 +96,40 @@ class SingleFaults(Kind):
         if self.per == "bit":
             return self._per_bit(question, targets, places, fault)
         if self.per == "network":
-            population = sum(places_in(place, len(ways)) for place in places)
+            population = question.population(fault, places)
             return (distinct_places(self._condition("all", population, question), fault, targets, places),)
         if self.per == "site" and not all(isinstance(place, ActivationCell) for place in places):
             raise CampaignError('sites are hit at injection nodes;\n  add at="*" (globs over the names of sites)')
-        return tuple(self._of(place, question, fault, len(ways)) for place in places)
+        return tuple(self._of(place, question, fault) for place in places if question.population(fault, (place,)))
 
     def _per_bit(
         self, question: Question, targets: tuple[str, ...], places: Sequence[Place], fault: FaultModel
     ) -> tuple[Cell, ...]:
-        population = sum(places_in(place, 1) for place in places)
         if fault.effect.of_word:
             raise CampaignError("the fault hits whole words, so there is no stratum per bit;\n  choose another stratum")
+        # Words of packed bounds have bits of their own: fewer than the others, or more.
+        having: dict[int, list[Place]] = {}
+        for place in places:
+            for bit in fault.ways_of(place, question.format):
+                having.setdefault(bit, []).append(place)
         return tuple(
             distinct_places(
-                self._condition(f"bit {bit}", population, question, bit=bit),
+                self._condition(f"bit {bit}", sum(places_in(place, 1) for place in having[bit]), question, bit=bit),
                 question.made(count=1, bits=bit) if is_transient(places) else fault,
                 targets,
-                places,
+                having[bit],
             )
-            for bit in fault.ways(question.format)
+            for bit in sorted(having)
         )
 
-    def _of(self, place: Place, question: Question, fault: FaultModel, ways: int) -> Cell:
+    def _of(self, place: Place, question: Question, fault: FaultModel) -> Cell:
         name, about = place.name, {"tensor": place.name}
         node = NodeName.parse(place.name)
         if node is not None:
             name = about["site"] = node.point
         target = f"{place.kind}:{glob.escape(place.name)}"
         return distinct_places(
-            self._condition(name, places_in(place, ways), question, **about), fault, (target,), (place,)
+            self._condition(name, question.population(fault, (place,)), question, **about), fault, (target,), (place,)
         )
 
     def _condition(self, name: str, population: int, question: Question, **about: object) -> Condition:
@@ -161,7 +162,7 @@ class Exhaustive(Kind):
         for place in question.shared(question.targets or ("parameters",)):
             if isinstance(place, ActivationCell):
                 raise CampaignError("every place of activations is too much;\n  draw a sample with SingleFaults")
-            for bit in (None,) if fault.effect.of_word else fault.ways(question.format):
+            for bit in (None,) if fault.effect.of_word else fault.ways_of(place, question.format):
                 name = place.name if bit is None else f"{place.name} bit {bit}"
                 elements = prod(place.shape)
                 condition = Condition(name, elements, elements, tensor=place.name, bit=bit)
@@ -177,12 +178,11 @@ class Draws(Kind):
     name = "draws"
 
     def cells(self, question: Question) -> tuple[Cell, ...]:
-        ways = len(self.fault.ways(question.format))
         found = [self.fault.cells(memory, question.targets) for memory in question.memories.values()]
         if self.fault.count is not None:
             found = [question.shared(question.targets or ("parameters",))]
         question.paired(self.fault)
-        population = max(sum(places_in(place, ways) for place in places) for places in found)
+        population = max(question.population(self.fault, places) for places in found)
         trials = 100 if question.trials is None else question.trials
         condition = Condition("all", trials, population, rate=self.fault.rate)
         return (Cell(condition, self.fault, question.targets),)

@@ -126,7 +126,7 @@ def plan(
     real = (each for each in memory.chosen(chosen) if not (isinstance(each, TensorCell) and each.tensor.is_meta))
     memory.require({place.name: place.shape for place in real}, stored)
     numbers = chosen_bits(bits, stored)
-    question = Question(partial(BitFlip, bits=numbers), {"model": memory}, stored, chosen, trials=None)
+    question = Question(partial(BitFlip, bits=bits), {"model": memory}, stored, chosen, trials=None)
     strata = tuple(cell.condition for cell in SingleFaults(per, margin, confidence, share).cells(question))
     return Plan(per, strata, margin, confidence, share, stored.name, chosen, numbers)
 

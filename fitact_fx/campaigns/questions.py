@@ -1,6 +1,6 @@
 """A cell of a campaign, whose trials have the same faults for every variant, and what a kind makes cells of."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -34,25 +34,28 @@ class Cell:
         """The fault list of one trial, for this variant's memory."""
         if not self.sizes:
             return self.fault.draw(memory, stored, seed, trial, self.targets, inferences)
-        place = self._place(stored, seed, trial)
+        place = self._place(memory, stored, seed, trial)
         fault = replace(self.fault, rate=None, count=None, places=(place,))
         return fault.draw(memory, stored, seed, trial)
 
-    def _place(self, stored: Format, seed: int, trial: int) -> tuple[str, int] | tuple[str, int, int]:
-        bit = self.condition.bit
-        ways = self.fault.ways(stored) if bit is None else (bit,)
-        position, total = trial, sum(elements for _, elements in self.sizes) * len(ways)
+    def _place(self, memory: Memory, stored: Format, seed: int, trial: int) -> tuple[str, int] | tuple[str, int, int]:
+        sizes = [(name, elements, self._ways(memory, name, stored)) for name, elements in self.sizes]
+        position, total = trial, sum(elements * len(ways) for _, elements, ways in sizes)
         if not 0 <= trial < total:  # no cell has more trials than places
             raise ValueError(f"trial {trial} is none of {total} places")
         if self.shuffled:
             position = permuted(seed, self.condition.name, total, trial)
-        tensors = iter(self.sizes)
-        tensor, elements = next(tensors)
+        tensors = iter(sizes)
+        tensor, elements, ways = next(tensors)
         while position >= elements * len(ways):
             position -= elements * len(ways)
-            tensor, elements = next(tensors)
+            tensor, elements, ways = next(tensors)
         element, way = divmod(position, len(ways))
         return (tensor, element) if self.fault.effect.of_word else (tensor, element, ways[way])
+
+    def _ways(self, memory: Memory, tensor: str, stored: Format) -> tuple[int, ...]:
+        bit = self.condition.bit
+        return self.fault.ways_of(memory.find(tensor), stored) if bit is None else (bit,)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Question:
         if not isinstance(made, FaultModel):
             raise CampaignError(f"fault makes a {type(made).__name__};\n  give a fault model, such as fault=BitFlip")
         return made
+
+    def population(self, fault: FaultModel, places: Iterable[Place]) -> int:
+        """In how many places one fault could strike, over all of these tensors."""
+        return sum(places_in(place, len(fault.ways_of(place, self.format))) for place in places)
 
     def paired(self, fault: FaultModel) -> None:
         """CampaignError unless this fault hits the same parameters and activations in all variants.

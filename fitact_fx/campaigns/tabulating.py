@@ -43,7 +43,7 @@ def table(found: Estimates, measure: str) -> str:
     texts = 1 if wide else 2
     align = [*["left"] * texts, *["right"] * (len(headers) - texts)]
     shown = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
-    return f"{shown}\n{_sentence(found, measure)}"
+    return f"{shown}\n{_sentence(found, measure)}{_memory(found)}"
 
 
 def _wide(found: Estimates, measure: str) -> tuple[list[str], list[list[str]]]:
@@ -116,6 +116,14 @@ def _sentence(found: Estimates, measure: str) -> str:
     unit = " in %" if measure in _WORDS else ""
     interval = f"mean and {100 * found.confidence:g} % interval"
     return f"{_WORDS.get(measure, measure)}{unit}: {interval} over {_span(numbers)} draws each"
+
+
+def _memory(found: Estimates) -> str:
+    """A line on what the protection of each variant takes, which belongs next to what it does."""
+    variants = found.settings["variants"]
+    taken = {name: variants[name].get("bound_bytes", 0) + variants[name].get("guard_bytes", 0) for name in variants}
+    told = ", ".join(f"{name} {taken[name]:,}" for name in found.variants if taken[name])
+    return f"\nbytes of bounds and guards: {told}" if told else ""
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -14,9 +14,11 @@ from fitact_fx.batches import Batch
 from fitact_fx.bounded import bounded_sites
 from fitact_fx.campaigns.fingerprints import code_of_model, fingerprint, identical_trees, parts
 from fitact_fx.campaigns.samples import Samples
+from fitact_fx.codes import FULL
 from fitact_fx.errors import CampaignError, SiteError, TracingError
 from fitact_fx.faults import BitFlip, Format
 from fitact_fx.faults.cells import uncompiled
+from fitact_fx.guarded import guard_bytes
 from fitact_fx.injection import inject
 from fitact_fx.ownership import evaluating_copy
 from fitact_fx.passes import apply
@@ -120,13 +122,14 @@ def _injected(own: nn.Module, batches: tuple[Batch, ...], stored: Format, inject
 def described(original: nn.Module, model: nn.Module) -> dict[str, Any]:
     """What the reports say of a variant: class and fingerprint, memory, front end, and what becomes of each site."""
     plain = uncompiled(original)
-    sides = [side for site in bounded_sites(model).values() for side in (site.lower, site.upper) if side is not None]
+    held = [each for site in bounded_sites(model).values() for each in site.memory.values()]
     parameters = {parameter.data_ptr(): parameter for parameter in model.parameters()}
     return {
         "class": type(plain).__name__.removesuffix("Impl"),
         "fingerprint": fingerprint(plain),
         "code": code_of_model(model),
-        "bound_bytes": sum(side.numel() * side.element_size() for side in sides),
+        "bound_bytes": sum(each.numel() * each.element_size() for each in held),
+        "guard_bytes": guard_bytes(model),
         "parameter_bytes": sum(each.numel() * each.element_size() for each in parameters.values()),
         "frontend": model.frontend if isinstance(model, TracedModule) else None,
         "coverage": list(_coverage(model)),
@@ -136,7 +139,8 @@ def described(original: nn.Module, model: nn.Module) -> dict[str, Any]:
 def _coverage(model: nn.Module) -> Iterator[dict[str, Any]]:
     bounded = bounded_sites(model)
     for name, site in bounded.items():
-        how = f"{site.spec.granularity.name}, {site.policy.name}" if site.is_set else "its bounds are not set"
+        stored = "" if site.stored == FULL else f", in {site.stored}"
+        how = f"{site.spec.granularity.name}, {site.policy.name}{stored}" if site.is_set else "its bounds are not set"
         yield {"site": name, "kind": site.kind, "protected": site.is_set, "how": how}
     if not isinstance(model, TracedModule):
         return

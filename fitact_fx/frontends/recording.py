@@ -17,6 +17,7 @@ from fitact_fx.errors import TracingError
 from fitact_fx.frontends import attention, proxies
 from fitact_fx.frontends.proxies import KnownTensor, StandIn, taken_for_what_they_stand_for
 from fitact_fx.frontends.uses import questions
+from fitact_fx.guarded import Limits
 from fitact_fx.injected import Injected
 from fitact_fx.kinds import is_known_activation, module_kind
 from fitact_fx.modes import ModeConstant
@@ -24,7 +25,7 @@ from fitact_fx.signature import CONSTANTS, require_default, require_given, requi
 from fitact_fx.source import user_frames
 
 _OWN_FILES = frozenset((__file__, proxies.__file__, attention.__file__))
-_WHOLE = (Bounded, Injected, ModeConstant, attention.SlowAttention)
+_WHOLE = (Bounded, Injected, Limits, ModeConstant, attention.SlowAttention)
 
 
 def recorded(root: nn.Module, unseen: frozenset[str], given: Mapping[str, Any]) -> Graph:

@@ -3,6 +3,7 @@
 from fitact_fx.models.cifar10 import Cifar10, load_cifar10
 from fitact_fx.models.digits import Digits, digits_cnn, load_digits_data, train_digits
 from fitact_fx.models.networks import alexnet_cifar, resnet20, resnet32, resnet50_cifar, vgg16_cifar
+from fitact_fx.models.transformer import vit_tiny_cifar
 from fitact_fx.models.weights import load_weights
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "resnet50_cifar",
     "train_digits",
     "vgg16_cifar",
+    "vit_tiny_cifar",
 ]

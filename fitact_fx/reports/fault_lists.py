@@ -1,13 +1,14 @@
 """What `fitact-fx faults` prints: a fault list, and what became of a model that it was applied to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from fitact_fx.faults import Effect, FaultList, Format
+from fitact_fx.faults import Effect, FaultList, Format, TensorFaults
+from fitact_fx.faults.fault_table import field_of
 from fitact_fx.faulty_outputs import Outputs
 from fitact_fx.hit_words import Word
 from fitact_fx.replaying import Outcome
@@ -25,14 +26,15 @@ def list_text(faults: FaultList, title: str, limit: int) -> str:
 
 def list_json(faults: FaultList, limit: int | None = None) -> dict[str, Any]:
     """The same for programs; at most `limit` rows."""
+    formats = _formats(faults)
     return {
         **_origin(faults),
         "faults": len(faults),
-        "tensors": [{"name": one.name, "shape": list(one.shape), "faults": len(one)} for one in faults.tensors],
+        "tensors": [_tensor(one) for one in faults.tensors],
         "fields": _field_counts(faults),
         "fingerprint": faults.fingerprint,
         "checksum": faults.checksum,
-        "rows": [_row(faults, row._asdict()) for row in faults.rows[:limit]],
+        "rows": [_row(faults, row._asdict(), formats) for row in faults.rows[:limit]],
     }
 
 
@@ -41,7 +43,7 @@ def outcome_text(outcome: Outcome, faults: FaultList, title: str, limit: int) ->
     hit, changed = sum(map(len, outcome.hits)), sum(one.changed for one in outcome.hits)
     parts = [f"{title}: {_count(hit, 'word')} hit, {changed:,} of them changed", _about(faults)]
     if hit and limit:
-        parts.append(_words(outcome, faults.format, limit) + _more(hit - limit))
+        parts.append(_words(outcome, faults, limit) + _more(hit - limit))
     if outcome.outputs is None:
         parts.append("No run: give --input SHAPE to see what becomes of the outputs.")
     else:
@@ -60,6 +62,11 @@ def outcome_json(outcome: Outcome, faults: FaultList, limit: int | None = None) 
     return {**_origin(faults), "checksum": faults.checksum, **outcome.as_json(limit)}
 
 
+def _tensor(one: TensorFaults) -> dict[str, Any]:
+    own = {} if one.own is None else {"format": one.own.name}
+    return {"name": one.name, "shape": list(one.shape), "faults": len(one)} | own
+
+
 def _origin(faults: FaultList) -> dict[str, Any]:
     names = {"format": faults.format.name, "effect": faults.effect.name}
     return {"fault": faults.fault, **names, "seed": faults.seed, "trial": faults.trial}
@@ -69,11 +76,22 @@ def _about(faults: FaultList) -> str:
     lines = {
         "fault model": faults.fault,
         "effect": f"{faults.effect.name}: {_effect(faults.effect)}",
-        "format": f"{faults.format.name}: {faults.format.bits} bits, {_fields(faults.format)}",
+        "format": _format(faults.format),
+        **{f"of {kind}": text for kind, text in _own_formats(faults)},
         "drawn with": f"seed {faults.seed}, trial {faults.trial}",
         "checksum": faults.checksum,
     }
     return tabulate([[f"{name}:", text] for name, text in lines.items()], tablefmt="plain", disable_numparse=True)
+
+
+def _own_formats(faults: FaultList) -> Iterator[tuple[str, str]]:
+    """What is said of the words of packed bounds, by the last part of their names."""
+    own = {one.name.rpartition(".")[2]: one.own for one in faults.tensors if one.own is not None}
+    yield from ((kind, _format(stored)) for kind, stored in own.items())
+
+
+def _format(stored: Format) -> str:
+    return f"{stored.name}: {stored.bits} bits, {_fields(stored)}"
 
 
 def _effect(effect: Effect) -> str:
@@ -103,29 +121,35 @@ def _field_counts(faults: FaultList) -> dict[str, int]:
     """Field -> faults in its bits; empty where faults are whole words."""
     if faults.effect.of_word:
         return {}
-    bits = np.concatenate([np.empty(0, np.int64), *(one.values.astype(np.int64) for one in faults.tensors)])
-    counts = np.bincount(bits, minlength=faults.format.bits)
-    return {name: int(counts[field.start : field.stop].sum()) for name, field in faults.format.fields.items()}
+    found = dict.fromkeys(faults.format.fields, 0)
+    for one in faults.tensors:
+        stored = faults.format_of(one)
+        counts = np.bincount(one.values.astype(np.int64), minlength=stored.bits)
+        for name, field in stored.fields.items():
+            found[name] = found.get(name, 0) + int(counts[field.start : field.stop].sum())
+    return found
 
 
-def _row(faults: FaultList, row: dict[str, Any]) -> dict[str, Any]:
+def _formats(faults: FaultList) -> dict[str, Format]:
+    """Tensor name -> the format of its words, of what is hit."""
+    return {one.name: faults.format_of(one) for one in faults.hits}
+
+
+def _row(faults: FaultList, row: dict[str, Any], formats: Mapping[str, Format]) -> dict[str, Any]:
     index = [int(each) for each in np.unravel_index(row["element"], faults.shapes[row["tensor"]])]
-    return row | {"index": index} | ({"field": _field(faults.format, row["bit"])} if "bit" in row else {})
+    return row | {"index": index} | ({"field": field_of(formats[row["tensor"]], row["bit"])} if "bit" in row else {})
 
 
-def _field(stored: Format, bit: int) -> str:
-    return next(name for name, bits in stored.fields.items() if bit in bits)
-
-
-def _words(outcome: Outcome, stored: Format, limit: int) -> str:
-    rows = [_word(word, stored) for word in islice(outcome.words, limit)]
+def _words(outcome: Outcome, faults: FaultList, limit: int) -> str:
+    formats = _formats(faults)
+    rows = [_word(word, formats[word.tensor]) for word in islice(outcome.words, limit)]
     return _table(rows, ("tensor", "index", "bits", "word", "", "value", ""), "lllllrr")
 
 
 def _word(word: Word, stored: Format) -> tuple[str, ...]:
     digits = -(-stored.bits // 4)
     index = f"[{', '.join(map(str, word.index))}]"
-    bits = ", ".join(f"{bit} ({_field(stored, bit)})" for bit in word.bits) or "all"
+    bits = ", ".join(f"{bit} ({field_of(stored, bit)})" for bit in word.bits) or "all"
     words = f"0x{word.word_before:0{digits}x}", f"-> 0x{word.word_after:0{digits}x}"
     return word.tensor, index, bits, *words, f"{word.value_before:.6g}", f"-> {word.value_after:.6g}"
 

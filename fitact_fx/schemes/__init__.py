@@ -11,9 +11,19 @@ from typing import Any, Protocol, cast
 from torch.fx import GraphModule
 
 from fitact_fx.errors import RecipeError, known
-from fitact_fx.learning import Record
 from fitact_fx.sites import Site
 from fitact_fx.spec import Spec
+
+
+class Outcome(Protocol):
+    """What every scheme's record tells: accuracies and drops as shares of the held-out samples; `str` is one line."""
+
+    @property
+    def clean_accuracy(self) -> float: ...
+    @property
+    def drop(self) -> float: ...
+    @property
+    def held_out(self) -> int: ...
 
 
 class Scheme(Protocol):
@@ -25,7 +35,7 @@ class Scheme(Protocol):
     def place(self, sites: tuple[Site, ...], graph_module: GraphModule) -> dict[str, Spec]:
         """Site name -> how it is bounded; a site left out stays unbounded."""
 
-    def fit(self, hard: GraphModule, data: Any, max_drop: float, seed: int) -> Record:
+    def fit(self, hard: GraphModule, data: Any, max_drop: float, seed: int) -> Outcome:
         """Learn the bounds of a calibrated model; RecipeError if this scheme learns nothing."""
 
 

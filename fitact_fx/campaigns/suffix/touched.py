@@ -1,7 +1,7 @@
 """Which values of a graph what can be hit goes into first."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fitact_fx.campaigns.suffix.slices import as_set
 from fitact_fx.faults.activation_cell import ActivationCell
 from fitact_fx.faults.memory import Memory
 from fitact_fx.faults.raw_words import span_of
+from fitact_fx.guarded import GUARDED
 from fitact_fx.injected import Injected
 from fitact_fx.nodes import called_module, owning_module
 
@@ -31,14 +32,19 @@ def held_by(node: Node) -> tuple[Held, ...]:
     if node.op not in ("get_attr", "call_module"):
         return ()
     held = called_module(node) if node.op == "call_module" else attribute(node)()
-    return tuple(_in_modules(held.modules()) if isinstance(held, nn.Module) else _tensors([held]))
+    if not isinstance(held, nn.Module):
+        return tuple(_tensors([held]))
+    guarded: Mapping[str, object] = node.kwargs.get(GUARDED, {})  # type: ignore[assignment]
+    # It runs on other values in the place of these, which come from nodes of their own.
+    return tuple(_in_modules(held, {id(held.get_parameter(name)) for name in guarded}))
 
 
-def _in_modules(modules: Iterable[nn.Module]) -> Iterator[Held]:
-    for module in modules:
+def _in_modules(held: nn.Module, left_out: Collection[int]) -> Iterator[Held]:
+    for module in held.modules():
         if isinstance(module, Injected):
             yield module
-        yield from _tensors([*module._parameters.values(), *module._buffers.values(), *vars(module).values()])
+        values = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        yield from (each for each in _tensors(values) if id(each) not in left_out)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
