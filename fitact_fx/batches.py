@@ -177,6 +177,13 @@ def class_labels(targets: Tensor, logits: Tensor, number: int | None = None) -> 
     return targets.to(logits.device)
 
 
+def right_answers(logits: Tensor, classes: Tensor) -> int:
+    """How many of these scores (N, classes, ...) are greatest at their class; none is where that is NaN or infinite."""
+    # argmax takes a NaN for the greatest score, and would be right by accident.
+    score, answered = logits.max(1)
+    return int(((answered == classes) & score.isfinite()).sum())
+
+
 def _remedy(logits: Tensor) -> str:
     if logits.shape[1] == 1:
         return "wrap the model in a module that returns a score for each class, or give the data without labels"

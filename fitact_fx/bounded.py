@@ -138,6 +138,7 @@ class Bounded(nn.Module):
         """Keep the bounds in that one of `codes.FORMATS`, rounded outwards, now and whenever they are set."""
         self._put(stored, self.lower, self.upper)
 
+    @torch.inference_mode(mode=False)  # whose tensors could not be learned nor loaded into later
     def _put(self, stored: str, *bounds: Tensor | None) -> None:
         memory: dict[str, Tensor] = {}
         for side, bound in zip(SIDES, bounds, strict=True):
@@ -314,3 +315,15 @@ def exchanged(model: nn.Module, policy: Policy) -> Iterator[None]:
     finally:
         for module, before in own.items():
             module.policy = before
+
+
+@contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Behind an error or an interrupt, the bounds are the very tensors, in the very format, that they were."""
+    before = [(module, module.memory, module.stored) for module in bounded_sites(model).values()]
+    try:
+        yield
+    except BaseException:
+        for module, memory, stored in before:
+            module.hold(memory, stored)
+        raise

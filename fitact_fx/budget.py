@@ -1,9 +1,12 @@
 """What a search for thresholds may spend, and what is too little to mean anything."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fitact_fx.errors import RecipeError
 from fitact_fx.faults import find_format
+from fitact_fx.options import SHARE, Span, check_numbers
 
 FEWEST_IMAGES = 32  # that a search may ask for
 FEWEST_SAMPLES = 16  # that the data must have for it
@@ -29,12 +32,13 @@ class Search:
     held_out: int = 1000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rates", tuple(self.rates))
+        given: Any = self.rates
+        rates = given if isinstance(given, Iterable) else (given,)
+        object.__setattr__(self, "rates", tuple(rates))
         find_format(self.format)
-        if not all(0 < rate < 1 for rate in self.rates) or list(self.rates) != sorted(set(self.rates)):
+        if not all(Span(0, 1).holds(rate) for rate in self.rates) or list(self.rates) != sorted(set(self.rates)):
             raise RecipeError(f"rates is {self.rates};\n  give each rate once, ascending, all between 0 and 1")
-        if not 0 <= self.tolerance < 1:  # nor NaN
-            raise RecipeError(f"tolerance is {self.tolerance};\n  give a difference of areas, from 0 up and below 1")
+        check_numbers(self, SHARE, "tolerance")
         fewest = {"draws": 2, "images": FEWEST_IMAGES, "parts": 2, "rounds": 1, "held_out": FEWEST_SAMPLES}
         for name, least in (("rates", 2), *fewest.items()):
             given = len(self.rates) if name == "rates" else getattr(self, name)

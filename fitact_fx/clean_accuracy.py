@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
-from fitact_fx.batches import IGNORED, class_labels, logits_of
+from fitact_fx.batches import IGNORED, class_labels, logits_of, right_answers
 from fitact_fx.bounded import exchanged
 from fitact_fx.errors import CalibrationError, RecipeError
 from fitact_fx.holdout import Holdout
+from fitact_fx.options import SHARE
 from fitact_fx.policies import Pass
 
 
@@ -20,7 +21,7 @@ def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
                 with exchanged(hard, Pass()):
                     targets = logits_of(batch.run(hard)).argmax(1)
             targets = class_labels(targets, logits, batch.number)
-            right += int((logits.argmax(1) == targets).sum())
+            right += right_answers(logits, targets)
             count += int((targets != IGNORED).sum())
     if count == 0:
         raise CalibrationError(
@@ -32,7 +33,7 @@ def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
 
 def check_max_drop(max_drop: object) -> None:
     """RecipeError unless `max_drop` is a share from 0 up to, and without, 1."""
-    if isinstance(max_drop, int | float) and not isinstance(max_drop, bool) and 0 <= max_drop < 1:  # nor NaN
+    if SHARE.holds(max_drop):
         return
     raise RecipeError(
         f"max_drop is {max_drop!r};\n"

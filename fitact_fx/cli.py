@@ -25,12 +25,17 @@ from fitact_fx.reports.inspected import text
 
 DESCRIPTION = """\
 Makes PyTorch models survive hardware faults: puts a bound behind every activation, so that a value
-that a flipped bit has blown up is stopped where it appears.
+that a flipped bit has blown up is stopped where it appears, and a guard before every parameter, so that a
+faulty weight is not used.
 
 how it works, in Python:
   hard = fitact_fx.harden(model, granularity="neuron")    a copy with a bound behind every activation
   fitact_fx.calibrate(hard, batches)                      sets the bounds from the ranges seen on clean data
   fitact_fx.post_train(hard, batches, max_drop=0.005)     tightens them, within half a point of accuracy
+  hard = fitact_fx.harden(model, scheme="clip_act", data=batches, guard="parameters")
+                                                          another scheme (ranger, proact), and a guard beside it
+  fitact_fx.scrub(hard)                                   repairs what a fault left in the weights, and says what
+  fitact_fx.store_bounds(hard, "int8")                    the same bounds in a quarter of the memory
   fast = fitact_fx.lower(hard, (example,))                compiles it; the bounds become a comparison each
   fitact_fx.run_campaign({"plain": model, "hard": hard}, test, BitFlip, [1e-6, 1e-5], store="run.db")
                                                           measures it: accuracy under faults, with intervals

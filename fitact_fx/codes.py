@@ -123,9 +123,11 @@ def _up_to_bfloat16(values: Tensor) -> Tensor:
 
 def _scale(outward: Tensor, largest: int) -> Tensor:
     """The least float32 of so few significant bits that `largest` steps of it reach over every finite bound."""
-    magnitudes = torch.where(outward.isfinite(), outward, 0.0).abs()
-    step = float(magnitudes.max()) / largest if outward.numel() else 0.0
-    scale = min(_rounded(step, math.ceil), _rounded(torch.finfo(torch.float32).max / largest, math.floor))
+    finite = torch.where(outward.isfinite(), outward, 0.0)
+    above, below = (float(each.max()) / largest if each.numel() else 0.0 for each in (finite, -finite))
+    # What lies below zero may come nearer to it. A longer step would bring it a whole code nearer, at every storing.
+    scale = max(_rounded(above, math.ceil), _rounded(below, math.floor))
+    scale = min(scale, _rounded(torch.finfo(torch.float32).max / largest, math.floor))
     return torch.tensor(scale, dtype=torch.float32, device=outward.device)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fitact_fx.batches import Batch
 from fitact_fx.errors import CalibrationError
+from fitact_fx.options import NOT_NEGATIVE, POSITIVE, Span, check_numbers, check_whole
 from fitact_fx.sides import Side
 
 
@@ -41,6 +42,14 @@ class Step:
     number: int
     batch: Batch
     slope: float
+
+
+def check_learning(options: object) -> None:
+    """RecipeError for a number that makes no sense, in the options that both learning schemes have."""
+    check_whole(options, 1, "steps", "samples")
+    check_numbers(options, POSITIVE, "learning_rate", "slope_start", "slope_end")
+    check_numbers(options, NOT_NEGATIVE, "tightening", "distillation", "labels")
+    check_numbers(options, Span(0, 1), "held_out")
 
 
 Losses = Callable[[Step], Generator[Tensor]]

@@ -56,7 +56,7 @@ def site_message(name: str, source: str, problem: str, remedy: str) -> str:
     return f"site {name} ({source})\n  {problem};\n  {remedy}"
 
 
-def known(word: str, name: str, names: object) -> str:
+def known(word: str, name: object, names: object) -> str:
     """`unknown scheme 'x'; choose one of a, b`: the one sentence for a name that is not in a list."""
     return f"unknown {word} {name!r}; choose one of {', '.join(sorted(map(str, names)))}"  # type: ignore[call-overload]
 

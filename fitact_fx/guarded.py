@@ -7,7 +7,9 @@ The call stays the module's own: an `Exchange`, a pair of hooks, lets it run on 
 Parameters, and puts those back behind it. So hooks, names, `state_dict` and the module itself stay what they were.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ GUARDED = "guarded_parameters"
 
 COPIES = ("copy0", "copy1", "copy2")
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_LOCK = Lock()  # held while tensors change places, and not while a module runs
 
 
 class Limits(nn.Module):
@@ -80,11 +83,14 @@ class Limits(nn.Module):
         return limits[0].view(self.shape), limits[1].view(self.shape)
 
     def forward(self, parameter: Tensor) -> Tensor:
+        copies = self.copies
         if torch.is_grad_enabled() or not parameter.requires_grad or torch.compiler.is_compiling():
-            return limited(parameter, self.copies, self.shape, self.copy0.dtype)
+            return limited(parameter, copies, self.shape, copies[0].dtype)
         # By `requires_grad`, torch.matmul chooses how it multiplies and so how it rounds, with gradients off too.
+        if not torch.is_inference_mode_enabled():
+            return limited(parameter, copies, self.shape, copies[0].dtype).requires_grad_()
         with torch.inference_mode(False), torch.no_grad():
-            return limited(parameter, self.copies, self.shape, self.copy0.dtype).requires_grad_()
+            return limited(parameter, copies, self.shape, copies[0].dtype).requires_grad_()
 
     def extra_repr(self) -> str:
         ranges = "one range" if self.dim is None else f"{self.copy0.shape[1]} ranges over dimension {self.dim}"
@@ -94,7 +100,7 @@ class Limits(nn.Module):
 def voted(copies: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Three copies of numbers of that type -> one: each bit as at least two of them have it."""
     a, b, c = (each.view(WORDS[dtype.itemsize]) for each in copies)
-    return ((a & b) | (a & c) | (b & c)).view(dtype)
+    return ((a & b) | ((a | b) & c)).view(dtype)
 
 
 def limited(parameter: Tensor, copies: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -106,7 +112,10 @@ def limited(parameter: Tensor, copies: Sequence[Tensor], shape: tuple[int, ...],
 
 
 class Exchange:
-    """Lets a module run on guarded values in the place of its Parameters; called without any, it runs on those."""
+    """Lets a module run on guarded values in the place of its Parameters; called without any, it runs on those.
+
+    Several threads may call a module at the same time; its Parameters are back when the last of them is done.
+    """
 
     def __init__(self) -> None:
         self.own: list[Callable[[], None]] = []  # a stack: a module may be called inside of its own call
@@ -114,12 +123,28 @@ class Exchange:
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Take the values out of the call's arguments, and put them where the module looks for its Parameters."""
         given: dict[str, Tensor] = kwargs.pop(GUARDED, {})
-        self.own.append(exchanged(module.root if isinstance(module, UnseenCode) else module, given))
+        if not torch.compiler.is_compiling():
+            for value in given.values():
+                value._is_param = True  # noqa: SLF001  by which torch tells a Parameter
+        with _alone():
+            put_in, put_back = exchange_of(module.root if isinstance(module, UnseenCode) else module, given)
+            self.own.append(put_back)  # first, as an interrupt may come next
+            put_in()
         return args, kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Put the Parameters back, also if the module raised."""
-        self.own.pop()()
+        with _alone():
+            if self.own:  # nothing is to be put back if somebody else's hook raised before ours ran
+                self.own.pop()()
+
+    @staticmethod
+    def stop(model: nn.Module) -> None:
+        """Put all Parameters back in modules that were interrupted, for which torch does not call hooks."""
+        for module in model.modules():
+            for exchange in _exchanges(module):
+                while exchange.own:
+                    exchange.after(module, (), None)
 
     @staticmethod
     def drop(module: nn.Module) -> None:
@@ -140,7 +165,13 @@ class Exchange:
 
 def takes_guarded(module: nn.Module) -> bool:
     """Whether the module takes guarded values for its Parameters."""
-    return any(_is_exchange(hook) for hook in module._forward_pre_hooks.values())
+    return any(True for _ in _exchanges(module))
+
+
+def _exchanges(module: nn.Module) -> Iterator[Exchange]:
+    for hook in module._forward_pre_hooks.values():
+        if _is_exchange(hook):
+            yield hook.__self__  # type: ignore[attr-defined]
 
 
 def _is_exchange(hook: object) -> bool:
@@ -162,16 +193,18 @@ def guard_bytes(model: nn.Module) -> int:
     return sum(copy.numel() * copy.element_size() for limits in each for copy in limits.buffers())
 
 
-def exchanged(module: nn.Module, given: Mapping[str, Any]) -> Callable[[], None]:
-    """Put these values in the place of the Parameters and buffers of these names; how to put those back."""
-    places = [(_table(module, name), name.rpartition(".")[2], value) for name, value in given.items()]
+def exchange_of(module: nn.Module, given: Mapping[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """How to put these values in the place of the Parameters and buffers of these names, and how to put those back."""
+    places = [(*_place(module, name), value) for name, value in given.items()]
     before = [table[last] for table, last, _ in places]
     layers = [each for each in module.modules() if isinstance(each, nn.RNNBase)] if given else []
     flat = [layer._flat_weights for layer in layers]  # noqa: SLF001  the list that torch's recurrent layers run on
-    for table, last, value in places:
-        table[last] = value
-    for layer in layers:
-        layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]  # noqa: SLF001  as above
+
+    def put_in() -> None:
+        for table, last, value in places:
+            table[last] = value
+        for layer in layers:
+            layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]  # noqa: SLF001  as above
 
     def put_back() -> None:
         for (table, last, _), value in zip(places, before, strict=True):
@@ -179,10 +212,16 @@ def exchanged(module: nn.Module, given: Mapping[str, Any]) -> Callable[[], None]
         for layer, weights in zip(layers, flat, strict=True):
             layer._flat_weights = weights  # noqa: SLF001  as above
 
-    return put_back
+    return put_in, put_back
 
 
-def _table(module: nn.Module, name: str) -> dict[str, Any]:
-    """The registry that this name is in."""
-    owner, last = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-    return owner._parameters if last in owner._parameters else owner._buffers
+def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The registry that this name is in, and under what."""
+    path, _, last = name.rpartition(".")
+    owner = module.get_submodule(path) if path else module
+    return owner._parameters if last in owner._parameters else owner._buffers, last
+
+
+def _alone() -> AbstractContextManager[object]:
+    """No other thread exchanges anything inside. A compiler, which may not see a lock, runs no threads."""
+    return nullcontext() if torch.compiler.is_compiling() else _LOCK

@@ -137,6 +137,10 @@ def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, s
 
     The clean accuracy on a held-out part of `batches` never falls by more than `max_drop` (a share:
     0.005 is half a point). Where a batch has no labels, the clean model's own outputs are the targets.
+
+    On any error no bound has changed. Raises RecipeError for a `max_drop` that is no share and where the scheme
+    learns nothing, SiteError for bounds that are not set, CalibrationError for too little data, for labels that do
+    not fit, and if the calibrated bounds, the loosest there are, already cost more than `max_drop`.
     """
     sites = _require_sites(hard)
     unset = [name for name, bounded in sites.items() if not bounded.is_set]

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from fitact_fx.batches import logits_of
 from fitact_fx.bounded import exchanged
 from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, too_costly
-from fitact_fx.descent import Step, descend
-from fitact_fx.faults import BitFlip
+from fitact_fx.confined import only_bounds_change
+from fitact_fx.descent import Step, check_learning, descend
+from fitact_fx.faults import BitFlip, find_format
 from fitact_fx.holdout import Holdout
 from fitact_fx.losses import clean_scores, distance, label_loss, require_targets, share_moved
+from fitact_fx.options import SHARE, check_numbers
 from fitact_fx.policies import Pass, Smooth
-from fitact_fx.sides import Side, mean_of, only_bounds_change, put_all, sides_to_learn
+from fitact_fx.sides import Side, mean_of, put_all, sides_to_learn
 
 _BISECTIONS = 3  # to find how far learned bounds can be followed: to one eighth of the way
 
@@ -50,6 +52,7 @@ class Learning:
     weights, gradients reach a million times their clean size.
 
     `together` moves the neuron bounds of a feature map by a common factor and each by a correction of its own.
+    RecipeError for a number that makes no sense, FaultError for an unknown format.
     """
 
     steps: int = 150
@@ -64,6 +67,11 @@ class Learning:
     fault_rate: float = 0.0
     fault_format: str = "q15.16"
     together: bool = False
+
+    def __post_init__(self) -> None:
+        check_learning(self)
+        check_numbers(self, SHARE, "fault_rate")
+        find_format(self.fault_format)
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,8 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
     cost more than `max_drop`; RecipeError for a `max_drop` that is no share.
     """
     check_max_drop(max_drop)
-    sides = sides_to_learn(hard, together=learning.together)
-    with only_bounds_change(hard, sides, seed):
+    with only_bounds_change(hard, seed):
+        sides = sides_to_learn(hard, together=learning.together)
         holdout = Holdout.of(data, learning.held_out)
         require_targets(holdout, learning.distillation)
 

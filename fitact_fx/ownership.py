@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
+@torch.inference_mode(mode=False)  # whose tensors no gradient could be taken through later
 def owned_copy(model: nn.Module) -> nn.Module:
     """A deep copy whose Parameters are the model's own objects.
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from fitact_fx import codes
-from fitact_fx.bounded import bounded_sites
+from fitact_fx.bounded import bounded_sites, restored_on_error
 from fitact_fx.errors import SiteError
 
 
@@ -35,15 +35,10 @@ def store_bounds(hard: nn.Module, stored: str) -> None:
 @contextmanager
 def in_full_precision(hard: nn.Module) -> Iterator[None]:
     """Inside, bounds are floats of the model's type; behind, stored as before, after an error in the very words."""
-    packed = [bounded for bounded in bounded_sites(hard).values() if bounded.stored != codes.FULL]
-    before = [(bounded.stored, bounded.memory) for bounded in packed]
-    try:
-        for bounded in packed:
+    packed = [(bounded, bounded.stored) for bounded in bounded_sites(hard).values() if bounded.stored != codes.FULL]
+    with restored_on_error(hard):
+        for bounded, _ in packed:
             bounded.store(codes.FULL)
         yield
-    except BaseException:
-        for bounded, (stored, memory) in zip(packed, before, strict=True):
-            bounded.hold(memory, stored)
-        raise
-    for bounded, (stored, _) in zip(packed, before, strict=True):
-        bounded.store(stored)
+        for bounded, stored in packed:
+            bounded.store(stored)

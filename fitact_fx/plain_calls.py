@@ -15,7 +15,7 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 
-from fitact_fx.guarded import COPIES, GUARDED, Exchange, Limits, exchanged, limited
+from fitact_fx.guarded import COPIES, GUARDED, Exchange, Limits, exchange_of, limited
 from fitact_fx.nodes import called_module, owning_module
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -71,7 +71,8 @@ def _traced(node: Node, module: nn.Module, guarded: dict[str, Node], kwargs: dic
         tensors: dict[str, Any] = {name: stand_in(each) for name, each in _buffers(node.graph, node, module)}
         tensors |= {name: stand_in(each) for name, each in guarded.items()}
         args, named = map_arg((node.args, kwargs), stand_in)  # type: ignore[arg-type]
-        put_back = exchanged(module, tensors)
+        put_in, put_back = exchange_of(module, tensors)
+        put_in()
         try:
             result: Any = (
                 _batch_norm(module, *args, **named) if type(module) in _BATCH_NORMS else module(*args, **named)

@@ -7,7 +7,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from fitact_fx.batches import IGNORED, Batch, as_batches, class_labels, logits_of
+from fitact_fx.batches import IGNORED, Batch, as_batches, class_labels, logits_of, right_answers
 from fitact_fx.bounded import exchanged
 from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
@@ -43,13 +43,11 @@ class Probe:
         return cls(pieces, tuple(answers), count)
 
     def accuracy(self, model: nn.Module) -> float:
-        """The share of right answers; none is where the greatest score is NaN or infinite."""
+        """The share of right answers."""
         right = 0
         with torch.no_grad():
             for batch, answer in zip(self.batches, self.answers, strict=True):
-                # argmax takes a NaN for the greatest score, and would be right by accident.
-                score, answered = logits_of(batch.run(model)).max(1)
-                right += int(((answered == answer) & score.isfinite()).sum())
+                right += right_answers(logits_of(batch.run(model)), answer)
         return right / self.count
 
 
@@ -57,6 +55,8 @@ def picked(holdout: Holdout, images: int) -> list[Batch]:
     """The `images` samples to learn from that come first by digest, or all there are."""
     digests = sorted(digest for batch in as_batches(holdout.data) for digest in batch.fingerprints())
     learned = [digest for digest in digests if digest > holdout.threshold]
+    if not learned:
+        return []
     last, room = learned[min(images, len(learned)) - 1], images
     found = []
     for batch in as_batches(holdout.data):
@@ -76,6 +76,8 @@ def _ordered(batch: Batch) -> list[Batch]:
 
 def _joined(batches: Sequence[Batch]) -> list[Batch]:
     """One batch of them all, where they fit together; a shuffling loader would leave a handful in each."""
+    if not batches:
+        return []
     flat = [pytree.tree_flatten((batch.args, batch.kwargs, batch.targets)) for batch in batches]
     if any(shape != flat[0][1] for _, shape in flat):
         return list(batches)

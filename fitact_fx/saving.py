@@ -28,6 +28,7 @@ from fitact_fx.hardening import bound_sites, sites_to_harden
 from fitact_fx.passes.guarding import Guard
 from fitact_fx.places import ACTIVATIONS
 from fitact_fx.policies import Policy
+from fitact_fx.scheme_options import plain_options, with_options
 from fitact_fx.scrubbing import put_guard
 from fitact_fx.sites import Site, find_sites
 from fitact_fx.spec import Spec
@@ -90,7 +91,7 @@ def _recipe(hard: TracedModule) -> dict[str, Any]:
     ]
     return {
         "version": _VERSION,
-        "scheme": scheme and {"name": scheme.name, "options": dataclasses.asdict(scheme)},
+        "scheme": scheme and {"name": scheme.name, "options": plain_options(scheme)},
         "guard": {name: each.dim for name, (each, *_) in limits_of(hard).items()},
         "sites": rows,
         "frontend": hard.frontend,
@@ -174,7 +175,7 @@ class _Recipe(NamedTuple):
         }
         named = entry["scheme"]
         alone = named is None and not rows  # a guard without bounds
-        scheme = None if alone else _with_options(schemes.named(named["name"]), named["options"])
+        scheme = None if alone else with_options(schemes.named(named["name"]), named["options"])
         guard = dict(entry.get("guard", {}))
         memory = {row["name"]: list(row.get("memory", row["sides"])) for row in rows}
         kinds = {row["name"]: row["kind"] for row in rows} | entry["unbounded"]
@@ -200,15 +201,6 @@ def _calibration(row: dict[str, Any]) -> dict[str, Any]:
     """What `_changed` wrote, as the spec has it."""
     given = {field.name: row[field.name] for field in _CALIBRATED if field.name in row}
     return given | ({"carries": tuple(given["carries"])} if "carries" in given else {})
-
-
-def _with_options(value: Any, options: dict[str, Any]) -> Any:
-    """The same scheme with these options, which may be dataclasses in turn."""
-    fields = {name: getattr(value, name) for name in options}
-    nested = {
-        name: _with_options(fields[name], options[name]) for name in options if dataclasses.is_dataclass(fields[name])
-    }
-    return dataclasses.replace(value, **{**options, **nested})
 
 
 def _read(path: Path) -> tuple[_Recipe, dict[str, Tensor]]:

@@ -140,8 +140,11 @@ def scrub(model: nn.Module) -> Scrubbed:
     Writes to the Parameters themselves, which a guarded model shares with the model that it was made of. A number in a
     copy of the limits that the two others outvote is put right as well. Gradients, `requires_grad` and modes
     stay as they are. `model` is what `guard` or `harden` with a guard returned, or a module that holds
-    it. Returns what was repaired; SiteError if there is no guard in `model`.
+    it. Returns what was repaired; SiteError if there is no guard in `model`. A block of applied faults refuses at its
+    end what others wrote inside, repairs too: scrub outside.
     """
+    if not isinstance(model, nn.Module):
+        raise SiteError(f"scrubbed is an nn.Module; got a {type(model).__name__}")
     elements: list[RepairedElement] = []
     limits: list[RepairedLimit] = []
     checked: dict[Tensor, None] = {}

@@ -12,28 +12,25 @@ neighbours of the best edge are the next interval, and so on. What is fixed here
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import median
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
-from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import bounded_sites, exchanged
 from fitact_fx.budget import FEWEST_IMAGES, FEWEST_SAMPLES, Search
-from fitact_fx.clean_accuracy import too_costly
+from fitact_fx.clean_accuracy import check_max_drop, too_costly
+from fitact_fx.confined import only_bounds_change
 from fitact_fx.errors import CalibrationError
 from fitact_fx.faults import BitFlip
 from fitact_fx.holdout import Holdout
 from fitact_fx.policies import Pass
 from fitact_fx.probe import Probe, picked
-from fitact_fx.ranges import evaluating
 from fitact_fx.statistics import area_under
-from fitact_fx.thresholds import Threshold, restored_on_error
+from fitact_fx.thresholds import Threshold
 
 _HELD_OUT = 0.2  # of the samples at most
 _FIRST_TRIAL = 10**9  # campaigns count their trials from 0: none is scored on faults that a search has seen
@@ -79,18 +76,16 @@ def search_thresholds(hard: nn.Module, data: object, search: Search, max_drop: f
 
     Nothing but bounds changes: no Parameter, mode or random state. If anything is raised, the bounds are as
     before. Where a batch has no labels, the clean model's own answers are the right ones. Raises CalibrationError
-    for fewer than 16 samples to search on, and if the calibrated bounds already cost more than `max_drop`.
+    for fewer than 16 samples to search on, and if the calibrated bounds already cost more than `max_drop`;
+    RecipeError for a `max_drop` that is no share.
     """
+    check_max_drop(max_drop)
     start = time.perf_counter()
     bounded = {name: Threshold(site) for name, site in bounded_sites(hard).items() if site.spec.learned}
     sites = {name: threshold for name, threshold in bounded.items() if threshold.can_move}
     if not sites:
         raise CalibrationError("no site of this model has a finite bound to search below;\n  calibrate it first")
-    with ExitStack() as stack:
-        stack.enter_context(random_states_kept())
-        stack.enter_context(evaluating(hard))
-        stack.enter_context(restored_on_error(sites.values()))
-        torch.manual_seed(seed)
+    with only_bounds_change(hard, seed):
         before = {name: threshold.value for name, threshold in sites.items()}
         trials = _Trials(hard, data, search, max_drop, seed)
         area_before, area_after = _search_all(list(sites.values()), trials, search)

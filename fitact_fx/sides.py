@@ -1,15 +1,12 @@
-"""What a learning moves: one side of one site, from its calibrated bounds on, and back to them on an error."""
+"""What a learning moves: one side of one site, from its calibrated bounds on."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import SIDES, Bounded, bounded_sites
 from fitact_fx.errors import CalibrationError
-from fitact_fx.ranges import evaluating
 
 
 class Side:
@@ -92,26 +89,3 @@ def mean_of(bounds: Iterable[Tensor]) -> float:
     """The mean of the absolute values of all finite bounds."""
     values = torch.cat([bound.detach().abs().flatten().float() for bound in bounds])
     return float(values[values.isfinite()].mean())
-
-
-@contextmanager
-def only_bounds_change(hard: nn.Module, sides: Sequence[Side], seed: int) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and chance starts from `seed`; behind, modes and chance are as before.
-
-    If anything is raised, the bounds are as before, too.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(random_states_kept())
-        stack.enter_context(evaluating(hard))
-        stack.enter_context(_restored_on_error(sides))
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _restored_on_error(sides: Sequence[Side]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        put_all(sides, [side.calibrated for side in sides])
-        raise

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-from fitact_fx.errors import RecipeError
 from fitact_fx.granularity import Granularity
+from fitact_fx.options import Span, check_numbers
 from fitact_fx.policies import Policy
+
+PERCENTILE = Span(0, 100, with_high=True)
+PART = Span(0, 1, with_high=True)
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,5 @@ class Spec:
     includes_zero: bool = False
 
     def __post_init__(self) -> None:
-        refuse_outside("percentile", self.percentile, 100)
-        refuse_outside("share", self.share, 1)
-
-
-def refuse_outside(what: str, value: object, most: float) -> None:
-    """RecipeError unless the value is a number above 0 and at most `most`."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= most:  # type: ignore[operator]  # NaN compares false
-        raise RecipeError(f"{what} is {value!r};\n  give a number above 0, {most} at most")
+        check_numbers(self, PERCENTILE, "percentile")
+        check_numbers(self, PART, "share")

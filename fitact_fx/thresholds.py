@@ -1,8 +1,5 @@
 """One site's bounds as a share of what they were: what a search for thresholds moves."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -45,14 +42,3 @@ def _within(lower: Tensor, limit: Tensor, upper: Tensor | None) -> Tensor:
     """The lower bound, not below the limit and not above the upper bound."""
     drawn = torch.maximum(lower, limit)
     return drawn if upper is None else torch.minimum(drawn, upper)
-
-
-@contextmanager
-def restored_on_error(thresholds: Iterable[Threshold]) -> Iterator[None]:
-    """Behind an error or an interrupt, the bounds are what they were."""
-    try:
-        yield
-    except BaseException:
-        for threshold in thresholds:
-            threshold.put(1.0)
-        raise

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fitact_fx.errors import TracingError
 from fitact_fx.graph_lines import Line, graph_of, lines_of
+from fitact_fx.guarded import Exchange
 from fitact_fx.nodes import free_name, owning_module
 from fitact_fx.ownership import skeleton, trainability_kept
 from fitact_fx.unseen import UnseenCode
@@ -90,6 +91,15 @@ class TracedModule(GraphModule):
                 with trainability_kept(self):
                     module.root.train(mode)  # the model's own, which may keep some modules in another mode
         return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, for one
+            Exchange.stop(self)
+            raise
 
     def require(self, mode: bool) -> None:
         """TracingError unless this graph stands for that mode."""

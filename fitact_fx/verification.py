@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fitact_fx.ambience import random_states_kept, slow_path
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError
+from fitact_fx.guarded import limits_of
 from fitact_fx.ownership import evaluating_copy
 
 
@@ -53,8 +54,10 @@ def verify(model: nn.Module, hard: nn.Module, inputs: Inputs) -> Verification:
     `inputs`: a tensor, a tuple of positional or a dict of keyword arguments. Both models run as copies with
     the same random numbers, so neither's modes, buffers nor the global random states change.
     """
-    if not bounded_sites(hard):
-        raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  pass what fitact_fx.harden returned")
+    if not bounded_sites(hard) and not limits_of(hard):
+        raise SiteError(
+            f"this {type(hard).__name__} is not a hardened model;\n  pass what fitact_fx.harden or guard returned"
+        )
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
     args = () if named else inputs if isinstance(inputs, tuple) else (inputs,)
     counts: dict[str, int] = {}

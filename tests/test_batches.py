@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fitact_fx.batches import Batch, as_batches, logits_of
+from fitact_fx.batches import IGNORED, Batch, as_batches, logits_of, right_answers
 from fitact_fx.errors import CalibrationError
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 2, 0])
@@ -147,3 +147,9 @@ def test_class_scores_are_found_in_the_usual_outputs():
 def test_an_output_without_class_scores_is_refused(output):
     with pytest.raises(CalibrationError, match=r"no class scores of shape \(N, classes, ...\);\n  wrap the model"):
         logits_of(output)
+
+
+def test_scores_that_are_no_numbers_answer_nothing_right():
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[nan, 0.0], [0.0, inf], [2.0, 1.0], [-inf, 1.0], [0.0, 1.0]])
+    assert right_answers(scores, torch.tensor([0, 1, 0, 1, IGNORED])) == 2

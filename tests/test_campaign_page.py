@@ -244,7 +244,7 @@ def test_coverage_names_each_site_and_why_it_is_skipped(sweep: CampaignResult) -
 
 def test_overheads_are_measured_against_the_first_variant(sweep: CampaignResult) -> None:
     told = sections(sweep)["overheads"]
-    assert "fitact 304.7 KiB 28.9 % 550 ms 1.10x" in told
+    assert "fitact 304.7 KiB - 28.9 % 550 ms 1.10x" in told
     assert "480 trials in 62 s, 7.8 trials per second, in 1 session." in told
 
 

@@ -9,7 +9,7 @@ from fitact_fx.schemes.clip_act import ClipAct
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01, float("nan")])
 def test_a_share_outside_the_maximum_is_refused(share):
-    with pytest.raises(RecipeError, match=r"share is .*;\n  give a part of the maximum above 0, 1 at most"):
+    with pytest.raises(RecipeError, match=r"share is .*;\n  give a number above 0, 1 at most"):
         ClipAct(share=share)
 
 
@@ -27,7 +27,7 @@ def test_a_share_outside_the_maximum_is_refused(share):
         ({"parts": 1}, "give 2 parts or more"),
         ({"rounds": 0}, "give 1 rounds or more"),
         ({"rounds": 1.5}, "with rounds=1.5 says nothing"),
-        ({"tolerance": -0.1}, "give a difference of areas"),
+        ({"tolerance": -0.1}, "give a number from 0 up and below 1"),
     ],
 )
 def test_a_budget_too_small_to_mean_anything_is_refused_when_it_is_named(options, text):

@@ -52,7 +52,9 @@ class TestEveryScheme:
         sites, before = fitact_fx.find_sites(graph_module), graph_module.code
         specs = schemes.named(name).place(sites, graph_module)
         assert specs
-        assert set(specs) <= {site.name for site in sites}
+        followers = {name for name, spec in specs.items() if spec.carries}  # Ranger's: no sites, and they carry some
+        assert set(specs) - followers <= {site.name for site in sites}
+        assert all(set(specs[name].carries) <= set(specs) for name in followers)
         assert graph_module.code == before
 
     def test_calibrated_it_gives_the_clean_outputs_of_its_data_and_survives_saving(self, name, tmp_path):

@@ -1,78 +1,22 @@
 """The guard over parameters: clean values pass bit for bit, what is outside its range counts as 0."""
 
-import copy
 import math
-import pickle
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from guarded_networks import Net, Sequences, inputs, net, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import fitact_fx
 from fitact_fx.ambience import slow_path
-from fitact_fx.batches import Batch
-from fitact_fx.campaigns.suffix import UNCHANGED, Suffixes
 from fitact_fx.errors import FitactError, RecipeError, SiteError, UnprotectedWarning
-from fitact_fx.faults import BitFlip
 from fitact_fx.guarded import Limits, guard_bytes, limits_of
 from fitact_fx.passes.guarding import Guard
-from fitact_fx.places import NAMES
 from fitact_fx.testing import architectures
-
-
-class Net(nn.Module):
-    """Convolutions of both kinds, BatchNorm, a PReLU that is called twice, a Parameter of its own, tied layers."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm, self.act = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.PReLU()
-        self.back = nn.ConvTranspose2d(8, 6, 3)
-        self.scale = nn.Parameter(torch.randn(1, 6, 1, 1))
-        self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
-        self.two.weight = self.one.weight
-
-    def forward(self, x):
-        x = self.act(self.norm(self.conv(x)))
-        x = self.act(self.back(x) * self.scale).mean((2, 3))
-        return self.two(self.one(x).relu())
-
-
-class Sequences(nn.Module):
-    """Layers that hold their weights in other ways."""
-
-    def __init__(self):
-        super().__init__()
-        self.words, self.places = nn.Embedding(11, 8), nn.Parameter(torch.randn(1, 5, 8))
-        self.lstm, self.cell = nn.LSTM(8, 8, batch_first=True), nn.GRUCell(8, 8)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
-        self.out = nn.Linear(8, 11)
-
-    def forward(self, words):
-        x = self.lstm(self.words(words) + self.places)[0]
-        x = x + self.attention(x, x, x)[0]
-        return self.out(self.normed(x).relu() + self.cell(x[:, 0]).unsqueeze(1))
-
-
-def net(kind=Net):
-    torch.manual_seed(0)
-    return kind().eval()
-
-
-def inputs(kind=Net):
-    generator = torch.Generator().manual_seed(1)
-    if kind is Net:
-        return torch.randn(4, 3, 8, 8, generator=generator)
-    return torch.randint(0, 11, (3, 5), generator=generator)
-
-
-def run(model, *given):
-    with torch.no_grad(), slow_path():
-        return model(*given)
 
 
 @pytest.mark.parametrize("limits", ["channel", "tensor"])
@@ -152,120 +96,6 @@ def test_ranges_are_per_output_channel_and_one_per_vector():
     whole = fitact_fx.guard(net(), "tensor")
     assert all(each.copy0.shape == (2, 1) for (each,) in limits_of(whole).values())
     assert guard_bytes(whole) == 4 * 3 * 2 * len(limits)
-
-
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), fitact_fx.trace])
-def test_copies_run_on_their_own_parameters_behind_their_own_limits(how):
-    model, x = net(), inputs()
-    copied = how(fitact_fx.guard(model))
-    assert torch.equal(run(copied, x), run(model, x))
-    with torch.no_grad():
-        dict(copied.named_parameters())["conv.weight"][0, 0, 0, 0] = math.nan
-    found = run(copied, x)
-    with torch.no_grad():
-        dict(copied.named_parameters())["conv.weight"][0, 0, 0, 0] = 0.0
-    assert found.isfinite().all()
-    assert torch.equal(found, run(copied, x))
-
-
-def test_a_cast_model_still_lets_its_clean_parameters_pass():
-    model, x = net().double(), inputs().double()
-    guarded = fitact_fx.guard(model).float()
-    assert torch.equal(run(guarded, x.float()), run(copy.deepcopy(model).float(), x.float()))
-    assert not model.training
-    assert guarded.train().limits.training
-    assert not any(module.training for module in guarded.eval().modules())
-
-
-def test_gradients_reach_the_parameters_and_hooks_run():
-    model, x, seen = net(), inputs(), []
-    model.conv.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
-    guarded = fitact_fx.guard(model)
-    for each in (model, guarded):
-        model.zero_grad()
-        each(x).square().sum().backward()
-        grads = [parameter.grad.clone() for parameter in model.parameters()]
-        if each is model:
-            expected = grads
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(grads, expected, strict=True))
-    assert seen == [(4, 8, 6, 6)] * 2
-
-
-def test_sites_places_and_faults_are_those_of_the_model_without_guard():
-    model = net()
-    guarded, plain = fitact_fx.guard(model), fitact_fx.trace(model)
-    sites = [fitact_fx.find_sites(each, NAMES) for each in (guarded, plain)]
-    assert sites[0] == sites[1]
-    rows = [
-        BitFlip(rate=1e-2).draw(each, format="q15.16", seed=1, targets=["parameters"]).rows for each in (guarded, model)
-    ]
-    assert list(rows[0]) == list(rows[1])
-    hit = {one.name for one in BitFlip(rate=0.1).draw(guarded, seed=1, targets=["bounds"]).hits}
-    assert "limits.conv.weight.copy0" in hit
-
-
-def test_a_hit_reruns_the_graph_from_the_check_on_and_gives_what_the_whole_model_gives():
-    model, x = net(), inputs()
-    guarded = fitact_fx.guard(model)
-    suffixes = Suffixes.of(guarded, [Batch((x,), {}, None)], 1 << 30, {"conv.bias": 1.0})  # which keeps the weight
-    faults = BitFlip(rate=1e-3)
-    for trial, targets in enumerate((["parameters"], ["bounds"], ["parameters:conv.weight"])):
-        drawn = faults.draw(guarded, seed=3, trial=trial, targets=targets)
-        with drawn.applied(guarded):
-            found = suffixes.outputs(0, [one.name for one in drawn.hits])
-            expected = run(guarded, x)
-            assert torch.equal(run(guarded, x) if found is UNCHANGED else found, expected)
-    assert suffixes.outputs(0, ["limits.conv.weight.copy1"]) is UNCHANGED
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_campaigns_compare_a_guarded_model_with_its_original(compiled):
-    model, data = net(), [(inputs(), torch.tensor([0, 1, 2, 3]))]
-    variants = {"none": model, "guard": fitact_fx.guard(model)}
-    asked = {"fault": BitFlip, "rates": [1e-3], "format": "q15.16", "trials": 4, "seed": 0}
-    tables = [
-        fitact_fx.run_campaign(variants, data, suffixes=suffixes, compile=compiled, **asked).to_pandas()
-        for suffixes in (True, False)
-    ]
-    assert tables[0]["sdc1"].tolist() == pytest.approx(tables[1]["sdc1"].tolist())
-    assert sorted(set(tables[0]["variant"])) == ["guard", "none"]
-
-
-def parametrized():
-    torch.manual_seed(0)
-    normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
-    return nn.Sequential(
-        nn.Embedding(11, 8), nn.GRUCell(8, 8), normed, nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)
-    ).eval()
-
-
-@pytest.mark.parametrize(("model", "x"), [(net(), inputs()), (parametrized(), torch.arange(6))])
-def test_a_lowered_guard_is_plain_operators_and_still_guards(model, x):
-    guarded = fitact_fx.guard(model)
-    torch.compiler.reset()
-    fast = fitact_fx.lower(guarded, x, backend="eager")
-    ours = [type(each).__module__ for each in fast._orig_mod.modules()]
-    assert not [name for name in ours if name.startswith("fitact_fx")]
-    assert torch.allclose(run(fast, x), run(model, x), atol=1e-6)
-    with torch.no_grad():
-        next(model.parameters()).view(-1)[0] = math.nan
-    assert torch.allclose(run(fast, x), run(guarded, x), atol=1e-6)
-    assert run(fast, x).isfinite().all()
-
-
-def test_saved_limits_come_back_and_are_not_recorded_anew(tmp_path):
-    model, x = net(), inputs()
-    clean = run(model, x)
-    hard = fitact_fx.harden(model, "layer", "ranger", [x], guard="parameters")
-    for number, each in enumerate((fitact_fx.guard(model), hard)):
-        fitact_fx.save(each, tmp_path / str(number))
-        with torch.no_grad():
-            before = model.conv.weight[0, 0, 0, 0].item()
-            model.conv.weight[0, 0, 0, 0] = math.nan
-            loaded = fitact_fx.load(tmp_path / str(number), model)
-            assert torch.equal(run(loaded, x), run(each, x))
-            model.conv.weight[0, 0, 0, 0] = before
-        assert torch.equal(run(loaded, x), clean)
 
 
 def test_what_cannot_be_guarded_is_named():

@@ -21,7 +21,7 @@ ORDER = """
 unseen
 guarded
 errors nodes source ambience graph_lines
-ownership
+ownership options
 granularity policies batches statistics dimensions traced
 spec holdout codes
 bounded injected
@@ -34,11 +34,11 @@ places layout aliasing
 sites hidden ways
 frontends calls
 call_table tracing faults ranges followers points plain_calls
-sides percentiles budget
+sides confined percentiles budget
 descent
-passes learning searching hit_words
+passes learning searching progression hit_words
 schemes injection faulty_outputs scrubbing
-recipe
+recipe scheme_options
 hardening
 saving verification inspection coverage
 campaigns models model_spec

@@ -16,8 +16,9 @@ from fitact_fx.holdout import Holdout
 from fitact_fx.learning import Learning
 from fitact_fx.losses import share_moved
 from fitact_fx.policies import Bounds, Smooth
+from fitact_fx.progression import Progressive
 from fitact_fx.schemes.fitact import FitAct
-from fitact_fx.schemes.proact import ProAct, Progressive
+from fitact_fx.schemes.proact import ProAct
 from fitact_fx.schemes.ranger import Ranger
 
 QUICK = FitAct(learning=Learning(steps=20))
@@ -472,16 +473,6 @@ def test_labels_alone_need_labels(model):
     ):
         fitact_fx.post_train(hard, in_batches(x))
     assert fitact_fx.post_train(hard, in_batches(x, y), max_drop=0.1).steps == 5
-
-
-@pytest.mark.parametrize("wrong", [-0.1, 1, 0.5j, 50, math.nan, True, "0.01", None])
-def test_a_max_drop_that_is_no_share_is_refused(model, wrong):
-    data = in_batches(*problem())
-    hard = calibrated(model, data)
-    with pytest.raises(
-        RecipeError, match=r"max_drop is .*;\n  give a share of the samples, at least 0 and less than 1"
-    ):
-        fitact_fx.post_train(hard, data, max_drop=wrong)
 
 
 def test_learning_under_drawn_faults_is_seeded_moves_other_bounds_and_leaves_the_weights(model):

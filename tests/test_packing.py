@@ -126,6 +126,18 @@ def test_every_bound_lies_outside_its_own_and_calibration_data_pass(
 
 
 @pytest.mark.parametrize("stored", PACKED)
+@pytest.mark.parametrize("size", [1e-40, 1.0, 1e30])
+def test_storing_again_and_again_moves_no_bound(stored: str, size: float) -> None:
+    bounds = (torch.rand(12, 6, generator=torch.Generator().manual_seed(0)).double() - 0.5) * size
+    for upper in (bounds, bounds - size, -bounds.abs()):
+        hard = with_bounds(upper - size / 3, upper, stored)
+        before = memory(hard)
+        for each in ("float32", stored, stored):
+            fitact_fx.store_bounds(hard, each)
+        assert all(torch.equal(held, before[name]) for name, held in memory(hard).items())
+
+
+@pytest.mark.parametrize("stored", PACKED)
 def test_infinity_stays_infinite_zero_zero_and_unset_unset(stored: str) -> None:
     inf = torch.inf
     hard = with_bounds(torch.tensor([-inf, 0.0, -1.0, -2.0]), torch.tensor([3.0, 0.0, inf, inf]), stored)

@@ -10,10 +10,11 @@ from torch import nn
 
 import fitact_fx
 from fitact_fx.bounded import bounded_sites
-from fitact_fx.errors import CalibrationError, RecipeError
+from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
 from fitact_fx.policies import Smooth, Zero
-from fitact_fx.schemes.proact import ProAct, Progressive
+from fitact_fx.progression import Progressive
+from fitact_fx.schemes.proact import ProAct
 
 GREEDY = Progressive(rounds=2, steps=12, learning_rate=0.1, tightening=20.0)
 
@@ -240,16 +241,6 @@ def test_labels_alone_need_labels():
     hard = hardened(Three(), in_batches(x), Progressive(distillation=0.0))
     with pytest.raises(CalibrationError, match=r"distillation=0 nothing but labels .* has none;\n  give batches of"):
         fitact_fx.post_train(hard, in_batches(x))
-
-
-@pytest.mark.parametrize("wrong", [-0.1, 1, 1.0, 50, float("nan"), True, "0.01", None])
-def test_a_max_drop_that_is_no_share_is_refused(wrong):
-    x, y = three(64)
-    hard = hardened(Three(), in_batches(x, y))
-    with pytest.raises(
-        RecipeError, match=r"max_drop is .*;\n  give a share of the samples, at least 0 and less than 1"
-    ):
-        fitact_fx.post_train(hard, in_batches(x, y), max_drop=wrong)
 
 
 def test_the_scheme_is_saved_and_loaded_with_its_options(conv, tmp_path):

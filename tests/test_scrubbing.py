@@ -105,3 +105,5 @@ def test_inference_tensors_can_be_scrubbed():
 def test_a_model_without_guard_is_refused():
     with pytest.raises(SiteError, match="this Sequential has no guard"):
         fitact_fx.scrub(net())
+    with pytest.raises(SiteError, match=r"an nn\.Module; got a OrderedDict"):
+        fitact_fx.scrub(net().state_dict())

@@ -129,7 +129,9 @@ def test_outputs_in_a_structure_are_compared_one_by_one():
 
 
 def test_only_a_hardened_model_can_be_verified():
-    with pytest.raises(SiteError, match=r"this Net is not a hardened model;\n  pass what fitact_fx\.harden returned"):
+    with pytest.raises(
+        SiteError, match=r"this Net is not a hardened model;\n  pass what fitact_fx\.harden or guard returned"
+    ):
         fitact_fx.verify(Net(), Net(), inputs())
 
 

@@ -1,13 +1,14 @@
 """Smaller questions about protections, each answered on one network with every variant on the same faults.
 
     python tools/study.py data --data DIR            how few unlabelled images suffice
+    python tools/study.py guard --data DIR           limits per channel and per tensor, beside bounds and alone
     python tools/study.py beyond --data DIR          logits, drawn faults, corrections: past the paper
     python tools/study.py storage --data DIR         bounds in 32, 16 and 8 bits
     python tools/study.py policies --data DIR        what happens beyond the bound
     python tools/study.py transformer --data DIR --weights vit-cifar10.safetensors
 
 DIR as in tools/paper.py. Bounds come from training images, every figure from test images. Writes
-tools/results/study_<name>.md and .json.
+tools/results/study_<name>.md and .json; another format than Q15.16 stands behind the name.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from fitact_fx.campaigns import CampaignResult
 from fitact_fx.faults import BitFlip
 from fitact_fx.models import load_cifar10
 
-STUDIES = ("data", "beyond", "storage", "policies", "transformer")
+STUDIES = ("data", "guard", "beyond", "storage", "policies", "transformer")
 RESULTS = Path(__file__).parent / "results"
 BATCH = 250
 
@@ -44,8 +45,9 @@ def main() -> None:
     )
     page = _page(options, study, whole, found, notes)
     print(page)
-    (RESULTS / f"study_{options.study}.md").write_text(page, "utf-8")
-    (RESULTS / f"study_{options.study}.json").write_text(json.dumps(_draws(whole, found)) + "\n", "utf-8")
+    name = f"study_{options.study}" + ("" if options.format == "q15.16" else f"_{options.format}")
+    (RESULTS / f"{name}.md").write_text(page, "utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(_draws(whole, found)) + "\n", "utf-8")
 
 
 def _split(data: tuple[torch.Tensor, torch.Tensor]) -> list[Any]:
@@ -65,7 +67,8 @@ def _page(
         means = [f"{100 * found.interval(name, cell).mean:.1f}" for cell in cells]
         pairs = [f"{each[0]} ({each[1]})" if each[1] else each[0] for each in zip(means, differences, strict=True)]
         size = about["bound_bytes"] + about["guard_bytes"]
-        rows.append([name, f"{100 * told[name]['clean']['accuracy']:.2f}", *pairs, f"{size:,}"])
+        clean = [f"{100 * each['clean']['accuracy']:.2f}" for each in (told[name], about)]
+        rows.append([name, *clean, *pairs, f"{size:,}"])
     command = (
         f"`python tools/study.py {options.study} --data DIR --trials {options.trials} --images {options.images} "
         f"--format {options.format} --seed {options.seed}`"
@@ -76,7 +79,9 @@ def _page(
         f"parentheses the paired difference from {first!r} with its 95 % interval. torch {torch.__version__}, "
         f"{platform.machine()}."
     )
-    table = tabulate(rows, ["variant", "clean", *cells, "bytes"], tablefmt="github", disable_numparse=True)
+    table = tabulate(
+        rows, ["variant", "clean", "clean, these images", *cells, "bytes"], tablefmt="github", disable_numparse=True
+    )
     return "\n\n".join([f"# {study.TITLE}", command, conditions, table, *notes]) + "\n"
 
 

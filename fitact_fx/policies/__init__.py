@@ -6,7 +6,7 @@ what a policy needs that looks at whole feature maps.
 """
 
 from fitact_fx.policies.feature_maps import FeatureMaps, at_dim
-from fitact_fx.policies.hard import named, names, numbers_of
+from fitact_fx.policies.hard import is_hard, named, names, numbers_of
 from fitact_fx.policies.hard.average import Average
 from fitact_fx.policies.hard.backflip import BackFlip
 from fitact_fx.policies.hard.clamp import Clamp
@@ -29,6 +29,7 @@ __all__ = [
     "Smooth",
     "Zero",
     "at_dim",
+    "is_hard",
     "named",
     "names",
     "numbers_of",

@@ -1,7 +1,8 @@
 """Schemes: who decides granularity, policy and bound values. One file each; the file's name is the scheme's.
 
 A scheme decides and never edits a graph: `place` says what each site gets, and `fit`, where a
-scheme learns, sets bound values. Each file offers its scheme as `SCHEME`, with its default options.
+scheme learns, sets bound values. Each file offers its scheme as `SCHEME`, with its default options. A `policy` is a
+name or a value, such as `BackFlip(near=4.0)`; see `fitact_fx.policies`.
 """
 
 import pkgutil

@@ -13,9 +13,11 @@ from torch.fx import GraphModule
 from fitact_fx import granularity, policies
 from fitact_fx.budget import Search
 from fitact_fx.errors import RecipeError
+from fitact_fx.options import check_numbers
+from fitact_fx.policies import Policy
 from fitact_fx.searching import Searched, search_thresholds
 from fitact_fx.sites import Site
-from fitact_fx.spec import Spec
+from fitact_fx.spec import PART, Spec
 
 _DEFAULT = Search()
 
@@ -28,14 +30,14 @@ class ClipAct:
     """
 
     granularity: str = "layer"
-    policy: str = "zero"
+    policy: str | Policy = "zero"
     search: Search = _DEFAULT
     share: float | None = None
     name = "clip_act"
 
     def __post_init__(self) -> None:
-        if self.share is not None and not 0 < self.share <= 1:  # nor NaN
-            raise RecipeError(f"share is {self.share!r};\n  give a part of the maximum above 0, 1 at most")
+        if self.share is not None:
+            check_numbers(self, PART, "share")
 
     @classmethod
     def thorough(cls) -> "ClipAct":

@@ -7,6 +7,7 @@ from torch.fx import GraphModule
 
 from fitact_fx import granularity, policies
 from fitact_fx.learning import Learning, Record, learn_bounds
+from fitact_fx.policies import Policy
 from fitact_fx.sites import Site
 from fitact_fx.spec import Spec
 
@@ -18,7 +19,7 @@ class FitAct:
     """One learned bound per neuron (or channel, or layer), zero beyond it; `learning` says how they are learned."""
 
     granularity: str = "neuron"
-    policy: str = "zero"
+    policy: str | Policy = "zero"
     learning: Learning = _DEFAULT
     name = "fitact"
 

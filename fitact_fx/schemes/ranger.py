@@ -18,9 +18,10 @@ from fitact_fx import granularity, policies
 from fitact_fx.errors import RecipeError
 from fitact_fx.followers import followers
 from fitact_fx.learning import Record
-from fitact_fx.policies import FeatureMaps
+from fitact_fx.options import check_numbers
+from fitact_fx.policies import FeatureMaps, Policy
 from fitact_fx.sites import Site
-from fitact_fx.spec import Spec, refuse_outside
+from fitact_fx.spec import PERCENTILE, Spec
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ class Ranger:
     """
 
     granularity: str = "layer"
-    policy: str = "clamp"
+    policy: str | Policy = "clamp"
     percentile: float = 100.0
     follow: bool = True
     name = "ranger"
 
     def __post_init__(self) -> None:
-        refuse_outside("percentile", self.percentile, 100)
+        check_numbers(self, PERCENTILE, "percentile")
 
     def place(self, sites: tuple[Site, ...], graph_module: GraphModule) -> dict[str, Spec]:
         """Every site alike, and what follows them."""

@@ -21,14 +21,29 @@ def names() -> tuple[str, ...]:
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def named(name: str, numbers: Mapping[str, float] | None = None) -> Policy:
-    """The hard policy of that name, with these numbers in place of its own; RecipeError lists the valid names."""
-    if name not in names():
-        raise RecipeError(known("policy", name, names()))
-    policy = import_module(f"{__name__}.{name}").POLICY
-    for given in sorted(set(numbers or ()) - set(numbers_of(policy))):
-        raise RecipeError(known(f"number of the policy {name}", given, numbers_of(policy)))
-    return cast(Policy, dataclasses.replace(policy, **(numbers or {})))
+def is_hard(value: object) -> bool:
+    """Whether this is a hard policy of this package, whatever its numbers are."""
+    name = getattr(value, "name", None)
+    return name in names() and type(value) is type(_offered(name))
+
+
+def named(given: str | Policy, numbers: Mapping[str, float] | None = None) -> Policy:
+    """The hard policy of that name, with these numbers in place of its own; one that is given itself stays as it is.
+
+    RecipeError lists the valid names.
+    """
+    if is_hard(given):
+        return cast(Policy, given)
+    if not isinstance(given, str) or given not in names():
+        raise RecipeError(known("policy", given, names()))
+    policy = _offered(given)
+    for wrong in sorted(set(numbers or ()) - set(numbers_of(policy))):
+        raise RecipeError(known(f"number of the policy {policy.name}", wrong, numbers_of(policy)))
+    return cast(Policy, dataclasses.replace(cast(Any, policy), **(numbers or {})))
+
+
+def _offered(name: str) -> Policy:
+    return cast(Policy, import_module(f"{__name__}.{name}").POLICY)
 
 
 def numbers_of(policy: Policy) -> dict[str, float]:

@@ -62,10 +62,11 @@ def overheads(view: View) -> Markup:
     variants = view.settings["variants"]
     reference = variants[view.reference].get("seconds")
     rows = [_overhead(variant, about, reference) for variant, about in variants.items()]
-    headers = ("variant", "bounds", "of parameters", "clean pass", "relative")
+    headers = ("variant", "bounds", "limits", "of parameters", "clean pass", "relative")
     said = (
-        "Bounds are memory that the protection adds. A clean pass over the data was timed once, in this process and on "
-        "this machine, next to whatever else it did: read small differences as noise."
+        "Bounds, and the limits of a guard with all their copies, are memory that the protection adds. A clean pass "
+        "over the data was timed once, in this process and on this machine, next to whatever else it did: read small "
+        "differences as noise."
     )
     return joined(
         table("Cost of each variant", headers, rows), paragraph(said), element("h3", "The campaign itself"), *_own(view)
@@ -73,10 +74,11 @@ def overheads(view: View) -> Markup:
 
 
 def _overhead(variant: str, about: Mapping[str, Any], reference: float | None) -> list[str]:
-    bounds, parameters, seconds = (about.get(name) for name in ("bound_bytes", "parameter_bytes", "seconds"))
-    part = f"{percent(bounds / parameters)} %" if bounds and parameters else NOTHING
+    parameters, seconds = about.get("parameter_bytes"), about.get("seconds")
+    added = [about.get(name) or 0 for name in ("bound_bytes", "guard_bytes")]
+    part = f"{percent(sum(added) / parameters)} %" if any(added) and parameters else NOTHING
     relative = f"{seconds / reference:.2f}x" if seconds and reference else NOTHING
-    return [variant, size(bounds) if bounds else NOTHING, part, _seconds(seconds), relative]
+    return [variant, *(size(each) if each else NOTHING for each in added), part, _seconds(seconds), relative]
 
 
 def _seconds(seconds: float | None) -> str:

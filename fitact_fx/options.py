@@ -1,0 +1,50 @@
+"""Numbers that a user gives as options: what may be given, and what an error says where something else is."""
+
+import math
+from dataclasses import dataclass
+
+from fitact_fx.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Span:
+    """The numbers from `low` to `high`, each end inside or not. NaN and infinity lie in none."""
+
+    low: float
+    high: float = math.inf
+    with_low: bool = False
+    with_high: bool = False
+
+    def holds(self, value: object) -> bool:
+        """Whether this is a number (and no truth value) inside."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        at_end = (self.with_low and value == self.low) or (self.with_high and value == self.high)
+        return at_end or self.low < value < self.high
+
+    def __str__(self) -> str:
+        low = f"a number {'from' if self.with_low else 'above'} {self.low:g}{' up' if self.with_low else ''}"
+        if self.high == math.inf:
+            return low
+        return f"{low}, {self.high:g} at most" if self.with_high else f"{low} and below {self.high:g}"
+
+
+POSITIVE = Span(0)
+NOT_NEGATIVE = Span(0, with_low=True)
+SHARE = Span(0, 1, with_low=True)
+
+
+def check_numbers(options: object, span: Span, *names: str) -> None:
+    """RecipeError unless each of these options is a number in the span."""
+    for name in names:
+        value = getattr(options, name)
+        if not span.holds(value):
+            raise RecipeError(f"{name} is {value!r};\n  give {span}")
+
+
+def check_whole(options: object, least: int, *names: str) -> None:
+    """RecipeError unless each of these options is a whole number, `least` or more."""
+    for name in names:
+        value = getattr(options, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise RecipeError(f"{name} is {value!r};\n  give a whole number, {least} at least")
