@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz soak check hooks clean
+.PHONY: help install demo test fuzz soak paper check hooks clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +41,13 @@ KILLS ?= 50
 soak: $(INSTALLED)  ## kill campaigns at 50 random moments, and see that nothing is lost (KILLS=..., SEED=...)
 	@echo seed $(SEED)
 	$(BIN)/python tools/soak.py --kills $(KILLS) --seed $(SEED)
+
+# Trained networks and CIFAR-10 lie in DATA, as tools/paper.py says. Broken off, the same command goes on.
+DATA ?= $(FITACT_DATA)
+
+paper: $(INSTALLED)  ## the paper's experiment, into docs/paper.md: some hours (DATA=..., ARGS="--grid full --device cuda")
+	@test -n "$(DATA)" || { echo "say where the networks and CIFAR-10 are: make paper DATA=..." >&2; exit 2; }
+	$(BIN)/python tools/paper.py --data $(DATA) $(ARGS)
 
 # Where CI is set, nothing is rewritten: code that is not formatted fails.
 check: $(INSTALLED)  ## format, lint and type-check

@@ -54,6 +54,7 @@ def _orders(found: Sequence[tuple[str, str, CampaignResult]]) -> str:
 
 def _network(network: str, stored: str, result: CampaignResult, store: Path, page: Path) -> Iterator[str]:
     cells = [one.name for one in result.conditions]
+    heads = [f"{one.rate:.0e}".replace("e-0", "e-") for one in result.conditions]
     draws = len(result.values(result.variants[0], cells[0]))
     images = result.settings["samples"]
     yield f"## {NETWORKS[network].title}, {stored}"
@@ -69,7 +70,7 @@ def _network(network: str, stored: str, result: CampaignResult, store: Path, pag
         bytes_ = [f"{about[name][what]:,}" for what in ("bound_bytes", "guard_bytes")]
         times = [f"{costs[name][how]:.2f}" if name in costs else "" for how in ("eager", "compiled")]
         rows.append([name, clean.get(name, ""), *accuracies, *bytes_, *times])
-    yield _table(rows, ["variant", "clean", *cells, "bound bytes", "limit bytes", "time, eager", "time, compiled"])
+    yield _table(rows, ["variant", "clean", *heads, "bound bytes", "limit bytes", "time, eager", "time, compiled"])
     yield (
         "SDC-1 (another answer than the network's own without faults, in % of the images) and DUE (NaN or infinity "
         "in the output), mean over draws:"
@@ -84,7 +85,7 @@ def _network(network: str, stored: str, result: CampaignResult, store: Path, pag
         ]
         for name in result.variants
     ]
-    yield _table(rows, ["variant", *cells])
+    yield _table(rows, ["variant", *heads])
     folder = page.parent / "figures"
     folder.mkdir(exist_ok=True)
     picture = folder / f"paper-{network}-{stored.replace('.', '_')}.svg"

@@ -2,6 +2,7 @@
 
     python tools/study.py data --data DIR            how few unlabelled images suffice
     python tools/study.py guard --data DIR           limits per channel and per tensor, beside bounds and alone
+    python tools/study.py activations --data DIR     faults in values and not in memory
     python tools/study.py beyond --data DIR          logits, drawn faults, corrections: past the paper
     python tools/study.py storage --data DIR         bounds in 32, 16 and 8 bits
     python tools/study.py policies --data DIR        what happens beyond the bound
@@ -26,7 +27,7 @@ from fitact_fx.campaigns import CampaignResult
 from fitact_fx.faults import BitFlip
 from fitact_fx.models import load_cifar10
 
-STUDIES = ("data", "guard", "beyond", "storage", "policies", "transformer")
+STUDIES = ("data", "guard", "activations", "beyond", "storage", "policies", "transformer")
 RESULTS = Path(__file__).parent / "results"
 BATCH = 250
 
@@ -40,8 +41,9 @@ def main() -> None:
     variants, notes = study.variants(options, cifar)
     asked = {"format": options.format, "seed": options.seed, "threads": options.threads}
     whole = run_campaign(variants, _split(cifar.test()), BitFlip, [0], trials=1, suffixes=False, **asked)
+    hit = getattr(study, "ASKED", {})  # parameters, bounds and limits, unless it says otherwise
     found = run_campaign(
-        variants, _split(cifar.test(options.images)), BitFlip, study.RATES, trials=options.trials, **asked
+        variants, _split(cifar.test(options.images)), BitFlip, study.RATES, trials=options.trials, **asked, **hit
     )
     page = _page(options, study, whole, found, notes)
     print(page)
@@ -74,9 +76,9 @@ def _page(
         f"--format {options.format} --seed {options.seed}`"
     )
     conditions = (
-        f"{options.format} bit flips over parameters, bounds and limits; {options.trials} draws a rate, the same for "
-        f"every variant; {options.images} test images a draw; clean accuracy on all 10,000. Accuracy in %, and in "
-        f"parentheses the paired difference from {first!r} with its 95 % interval. torch {torch.__version__}, "
+        f"{options.format} bit flips over {' and '.join(found.settings['targets'])}; {options.trials} draws a rate, "
+        f"the same for every variant; {options.images} test images a draw; clean accuracy on all 10,000. Accuracy "
+        f"in %, and in parentheses the paired difference from {first!r} with its 95 % interval. torch {torch.__version__}, "
         f"{platform.machine()}."
     )
     table = tabulate(
