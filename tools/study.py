@@ -78,8 +78,8 @@ def _page(
     conditions = (
         f"{options.format} bit flips over {' and '.join(found.settings['targets'])}; {options.trials} draws a rate, "
         f"the same for every variant; {options.images} test images a draw; clean accuracy on all 10,000. Accuracy "
-        f"in %, and in parentheses the paired difference from {first!r} with its 95 % interval. torch {torch.__version__}, "
-        f"{platform.machine()}."
+        f"in %, and in parentheses the paired difference from {first!r} with its 95 % interval. "
+        f"torch {torch.__version__}, {platform.machine()}."
     )
     table = tabulate(
         rows, ["variant", "clean", "clean, these images", *cells, "bytes"], tablefmt="github", disable_numparse=True
