@@ -6,17 +6,19 @@ traced models of their own, called *parts* here. Whoever reads or rewrites a gra
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import PythonCode
 from torch.utils.hooks import RemovableHandle
 
 from fitact_fx.errors import TracingError
 from fitact_fx.graph_lines import Line, graph_of, lines_of
-from fitact_fx.guarded import Exchange
+from fitact_fx.guarded import GUARDED, Exchange
 from fitact_fx.nodes import free_name, owning_module
 from fitact_fx.ownership import skeleton, trainability_kept
 from fitact_fx.unseen import UnseenCode
@@ -92,14 +94,13 @@ class TracedModule(GraphModule):
                     module.root.train(mode)  # the model's own, which may keep some modules in another mode
         return self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().__call__(*args, **kwargs)
-        except Exception:
-            raise
-        except BaseException:  # Ctrl-C, for one
-            Exchange.stop(self)
-            raise
+    def recompile(self) -> PythonCode:
+        """The graph as code again; a guard in it leaves nothing exchanged, however its run ends."""
+        code = super().recompile()
+        if any(GUARDED in node.kwargs for node in self.graph.nodes):
+            cls: Any = type(self)  # every GraphModule has a class of its own
+            cls.forward = _put_back_if_interrupted(cls.forward)
+        return code
 
     def require(self, mode: bool) -> None:
         """TracingError unless this graph stands for that mode."""
@@ -169,6 +170,21 @@ class TracedModule(GraphModule):
         # Hooks are numbered by process: without this, the next one that is registered could replace one of these.
         taken = [number for module in self.modules() for table in _HOOKS for number in getattr(module, table)]
         RemovableHandle.next_id = max([RemovableHandle.next_id, *(number + 1 for number in taken)])
+
+
+def _put_back_if_interrupted(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(self, *args, **kwargs)
+        except Exception:  # the hooks have seen to it
+            raise
+        except BaseException:  # Ctrl-C, for one, for which torch calls no hooks
+            Exchange.stop(self)
+            raise
+
+    # torch.compile counts by code object how often it had to compile anew, and every model would count here.
+    run.__code__ = run.__code__.replace()
+    return wraps(forward)(run)
 
 
 def _empty(name: str) -> TracedModule:

@@ -239,3 +239,13 @@ def test_a_guard_alone_can_be_verified():
     with torch.no_grad():
         model.conv.weight[0, 0, 0, 0] = 100.0
     assert not fitact_fx.verify(model, guarded, x).equal
+
+
+def test_any_number_of_models_compile_beside_each_other():
+    """torch.compile gives up where the code of one function is compiled for the ninth module."""
+    torch._dynamo.reset()  # other tests compile as well
+    x = torch.randn(2, 3, 6, 6)
+    for number in range(10):
+        guarded = fitact_fx.guard(nn.Sequential(nn.Conv2d(3, 2 + number, 3), nn.ReLU()).eval())
+        compiled = torch.compile(guarded, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(x), guarded(x))
