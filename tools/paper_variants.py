@@ -5,8 +5,8 @@ calibrate and learn. None sees a test image.
 
 On test images all are to cost half a point of clean accuracy at most. What can be checked beforehand is the cost on
 training images that were held back, and there it is smaller, since the network knows them: learned neuron bounds that
-cost 0.37 points there on ResNet-32 cost 0.97 on test images. So what learns bounds may cost a tenth of a point there. Clip-Act's
-few thresholds may cost the whole half.
+cost 0.37 points there on ResNet-32 cost 0.97 on test images. So what learns bounds may cost a tenth of a point there.
+Clip-Act's few thresholds may cost the whole half.
 """
 
 import json
