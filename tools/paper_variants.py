@@ -18,6 +18,7 @@ from torch import nn
 
 import fitact_fx
 from fitact_fx.models import Cifar10
+from fitact_fx.traced import TracedModule
 
 IMAGES, BATCH, MAX_DROP, SEED = 16_000, 125, 0.005, 0
 
@@ -63,8 +64,8 @@ def _guarded_fitact(model: nn.Module, data: Data, store: Path, network: str) -> 
     return both
 
 
-def _learned(**how: Any) -> Callable[[nn.Module, Data], tuple[nn.Module, str]]:
-    def make(model: nn.Module, data: Data) -> tuple[nn.Module, str]:
+def _learned(**how: Any) -> Callable[[nn.Module, Data], tuple[TracedModule, str]]:
+    def make(model: nn.Module, data: Data) -> tuple[TracedModule, str]:
         hard = fitact_fx.harden(model, **how)
         fitact_fx.calibrate(hard, data.batches)
         record = fitact_fx.post_train(hard, data.batches, max_drop=MAX_DROP, seed=SEED)
@@ -73,8 +74,8 @@ def _learned(**how: Any) -> Callable[[nn.Module, Data], tuple[nn.Module, str]]:
     return make
 
 
-def _calibrated(**how: Any) -> Callable[[nn.Module, Data], tuple[nn.Module, str]]:
-    def make(model: nn.Module, data: Data) -> tuple[nn.Module, str]:
+def _calibrated(**how: Any) -> Callable[[nn.Module, Data], tuple[TracedModule, str]]:
+    def make(model: nn.Module, data: Data) -> tuple[TracedModule, str]:
         hard = fitact_fx.harden(model, **how)
         fitact_fx.calibrate(hard, data.batches)
         return hard, ""
@@ -82,7 +83,7 @@ def _calibrated(**how: Any) -> Callable[[nn.Module, Data], tuple[nn.Module, str]
     return make
 
 
-_MAKERS: dict[str, Callable[[nn.Module, Data], tuple[nn.Module, str]]] = {
+_MAKERS: dict[str, Callable[[nn.Module, Data], tuple[TracedModule, str]]] = {
     "Ranger": _calibrated(scheme="ranger"),
     "Clip-Act": _learned(scheme="clip_act"),
     "neuron maxima": _calibrated(granularity="neuron"),
