@@ -129,7 +129,7 @@ def main() -> None:
         print(*costs, *scrubs, *sizes, *held, sep="\n")
     page = f"""# The guard over parameters: cost and effect
 
-`python tools/measure_guard.py {" ".join(sys.argv[1:])}`
+`python tools/measure_guard.py {" ".join("DIR" if each == str(asked.data) else each for each in sys.argv[1:])}`
 
 torch {torch.__version__}, {torch.get_num_threads()} thread(s) of the CPU. Ratios are medians over {asked.rounds} pairs,
 each pair measured one right after the other, with a 95 % bootstrap interval of the median.
