@@ -1,7 +1,8 @@
 """Followers: calls that only pool, reshape or join bounded values, so that the bounds of those hold there too.
 
 Ranger's rules (Chen, Li, Pattabiraman, arXiv 2003.13874): max-pool, average-pool and reshape keep the bounds of
-what they get, a concatenation has the least of the lower and the greatest of the upper ones. A call is a follower
+what they get, a concatenation has the least of the lower and the greatest of the upper ones. A mean is an average
+pool, whatever it goes over, and `amax` a max-pool. A call is a follower
 only if every value it is made of is bounded and nothing is written to any of them later: it must not be able
 to leave the range on clean data.
 """
@@ -157,6 +158,11 @@ def _pads_with_zero(node: Node) -> bool:
     return _option(node, "count_include_pad", 5, True) is not False and not _is_none(_option(node, "padding", 3, 0))
 
 
+def _keeps_type(node: Node) -> bool:
+    """In a narrower type, the mean of a value within its bound may lie beyond that by more than the bound's slack."""
+    return node.kwargs.get("dtype") is None
+
+
 def _is_reshape(node: Node) -> bool:
     """`view(dtype)` takes the bits for other numbers."""
     if isinstance(node.target, OpOverload) and "dtype" in node.target._overloadname:  # noqa: SLF001  no public name
@@ -173,7 +179,7 @@ def _is_any(_: Node) -> bool:
 
 Rule = Callable[[Node], bool]
 _DIMENSIONS = ("1d", "2d", "3d")
-_JOINING = ("cat", "concat", "concatenate")
+_JOINING = ("cat", "concat", "concatenate", "stack")
 _RESHAPING = "view reshape flatten unflatten squeeze unsqueeze ravel unsafe_view".split()
 _PAIRS = [f"adaptive_max_pool{each}" for each in _DIMENSIONS]
 _RULES: dict[str, Rule] = {
@@ -186,7 +192,8 @@ _RULES: dict[str, Rule] = {
     },
     **{f"{name}{each}": _is_any for name in ("adaptiveavgpool", "adaptive_avg_pool") for each in _DIMENSIONS},
     **dict.fromkeys(_RESHAPING, _is_reshape),
-    **dict.fromkeys(_JOINING, _is_any),
+    **dict.fromkeys(("amax", "amin", *_JOINING), _is_any),
+    "mean": _keeps_type,
 }
 """Operator name -> whether a call of it, with the options that it has, stays in the range of what it gets."""
 

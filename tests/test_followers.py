@@ -14,6 +14,7 @@ from fitact_fx.faults import BitFlip
 from fitact_fx.followers import followers
 from fitact_fx.granularity import Layer
 from fitact_fx.hardening import bound_sites
+from fitact_fx.models import resnet20
 from fitact_fx.policies import Clamp
 from fitact_fx.schemes.ranger import Ranger
 from fitact_fx.sites import find_sites
@@ -89,12 +90,39 @@ def test_carried_bounds_are_the_extremes_of_what_is_joined(frontend: str, granul
         assert torch.equal(hard(batch), joined()(batch))
 
 
+@pytest.mark.parametrize("frontend", ["symbolic", "export"])
+def test_means_greatest_and_least_values_stay_in_the_range_of_what_they_are_of(frontend: str) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        narrow, wide = self.tanh(x), self.gelu(3 * x)
+        of_narrow = torch.stack([narrow.mean((2, 3)), narrow.amin(dim=(2, 3), keepdim=True).flatten(1)], 1)
+        return torch.stack([torch.mean(wide, dim=[2, 3]), torch.amax(wide, (2, 3))], 1) + of_narrow
+
+    model = module(forward, tanh=nn.Tanh(), gelu=nn.GELU()).eval()
+    hard = fitact_fx.harden(model, scheme="ranger", data=[X], example_inputs=(X,), frontend=frontend)
+    clean = seen(model, ("tanh", "gelu"), [X])
+    narrow, wide = ((values.min(), values.max()) for values in clean.values())
+    assert list(ranges(hard).values()) == [narrow, wide, *[narrow] * 4, *[wide] * 3], ranges(hard)
+    assert torch.equal(hard(X), model(X))
+
+
+def test_the_average_pool_of_a_resnet_is_bounded_although_it_is_written_as_a_mean() -> None:
+    torch.manual_seed(3)
+    images = torch.randn(2, 3, 32, 32)
+    found = ranges(fitact_fx.harden(resnet20(), scheme="ranger", data=[images]))
+    assert list(found)[-2:] == ["layer3.2.relu_1", "mean"]
+    assert found["mean"] == found["layer3.2.relu_1"]
+
+
+POOLS = {"pool": lambda self, y: self.pool(y).flatten(1), "mean": lambda self, y: y.mean((2, 3)).repeat(1, 16)}
+
+
 @pytest.mark.parametrize("follow", [True, False])
-def test_a_fault_behind_a_pool_is_clamped_before_it_goes_on(follow: bool) -> None:
+@pytest.mark.parametrize("name", POOLS)
+def test_a_fault_behind_a_pool_is_clamped_before_it_goes_on(name: str, follow: bool) -> None:
     """The pool itself goes wrong: no bound but its own is between it and the head."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return self.head(self.pool(self.relu(x)).flatten(1))
+        return self.head(POOLS[name](self, self.relu(x)))
 
     torch.manual_seed(2)
     model = module(forward, relu=nn.ReLU(), pool=nn.MaxPool2d(2), head=nn.Linear(48, 5)).eval()
@@ -102,7 +130,7 @@ def test_a_fault_behind_a_pool_is_clamped_before_it_goes_on(follow: bool) -> Non
     inside: list[Tensor] = []
     hard.head.register_forward_pre_hook(lambda _, args: inside.append(args[0]))
     fault = BitFlip(count=1, bits=(30,))
-    faulty = fitact_fx.inject(hard, "pool", fault, "before", format="float32", example_inputs=(X,))
+    faulty = fitact_fx.inject(hard, name, fault, "before", format="float32", example_inputs=(X,))
     faulty(X)
     limit = float(X.max()) * (1 + 2.0**-9)
     assert (float(inside[-1].abs().max()) <= limit) is follow
@@ -151,6 +179,8 @@ LEFT_OUT = {
     "bits for numbers": lambda y: y.view(torch.int32),
     "one input unbounded": lambda y: torch.cat([y, 2 * y]),
     "the sum of a window": lambda y: F.lp_pool2d(y, 1.0, 2),
+    "a mean of its own type": lambda y: y.mean((2, 3), dtype=torch.float64),
+    "greatest values with their places": lambda y: y.max(1)[0],
     "dropout": lambda y: F.dropout(y, 0.5, training=True),
 }
 

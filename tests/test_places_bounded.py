@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fitact_fx
 from fitact_fx import harden, set_bounds
 from fitact_fx.bounded import Bounded
+from fitact_fx.schemes.ranger import Ranger
 from fitact_fx.sites import SiteRule
 
 
@@ -56,7 +57,7 @@ class TestValues:
     def test_a_finite_bound_holds_at_each(
         self, make: Callable[[], nn.Module], inputs: Tensor, expected: dict[str, list[str]], place: str
     ) -> None:
-        hard = harden(make().eval(), "layer", "ranger", sites=place)
+        hard = harden(make().eval(), "layer", Ranger(follow=False), sites=place)
         assert list(fitact_fx.bounds(hard)) == expected[place]
         set_bounds(hard, {"*": (-0.01, 0.01)})
         seen: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
 """Ranger (Chen, Li, Pattabiraman, arXiv 2003.13874): the profiled range of each layer, and a clamp to it.
 
-The range is carried on, as the paper's rules say: a max-pool, average-pool or reshape behind a bounded value gets the
-same bounds, a concatenation the least lower and the greatest upper one of what it joins. So what goes wrong in
-such a call is clamped as well. Which calls qualify is told in `fitact_fx.followers`.
+The range is carried on, as the paper's rules say: a max-pool, average-pool (also one written as `mean`) or reshape
+behind a bounded value gets the same bounds, a concatenation the least lower and the greatest upper one of what it
+joins. So what goes wrong in such a call is clamped as well. Which calls qualify is told in `fitact_fx.followers`.
 
 The range is that of the extremes over the calibration data, or of a percentile, in (0, 100]: at least so many % of
 the values lie at the upper bound or below it, and, where an activation has two sides, at least as many at the
