@@ -12,10 +12,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fitact_fx.bounded import Bounded
-from fitact_fx.guarded import Limits
 from fitact_fx.guards import InputGuards
 from fitact_fx.injected import Injected
 from fitact_fx.kinds import Kind
+from fitact_fx.limits import Limits
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, called_name, free_name, is_attention, is_stored
 from fitact_fx.recurrence import recurrent_call, state_name

@@ -15,7 +15,8 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 
-from fitact_fx.guarded import COPIES, GUARDED, Exchange, Limits, exchange_of, limited
+from fitact_fx.guarded import GUARDED, Exchange, exchange_of
+from fitact_fx.limits import COPIES, Limits, limited
 from fitact_fx.nodes import called_module, owning_module
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

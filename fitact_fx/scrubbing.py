@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fitact_fx.errors import SiteError, UnprotectedWarning
-from fitact_fx.guarded import COPIES, WORDS, Limits
+from fitact_fx.limits import COPIES, WORDS, Limits
 from fitact_fx.nodes import called_module, stored_at
 from fitact_fx.ownership import owned_copy
 from fitact_fx.passes import apply

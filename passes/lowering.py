@@ -18,8 +18,9 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
-from fitact_fx.guarded import GUARDED, Limits, limits_of
+from fitact_fx.guarded import GUARDED, limits_of
 from fitact_fx.guards import InputGuards
+from fitact_fx.limits import Limits
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, is_foreign, overwrites_input, owning_module
 from fitact_fx.plain_calls import plain_call, plain_check

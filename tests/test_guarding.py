@@ -14,7 +14,8 @@ from torch import nn
 import fitact_fx
 from fitact_fx.ambience import slow_path
 from fitact_fx.errors import FitactError, RecipeError, SiteError, UnprotectedWarning
-from fitact_fx.guarded import Limits, guard_bytes, limits_of
+from fitact_fx.guarded import guard_bytes, limits_of
+from fitact_fx.limits import Limits
 from fitact_fx.passes.guarding import Guard
 from fitact_fx.testing import architectures
 

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 # Each line imports only from lines above it. A name is a module of fitact_fx or a whole folder; inside a
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
-unseen
+unseen errors limits
 guarded
-errors nodes source ambience graph_lines
+nodes source ambience graph_lines
 ownership options
 granularity policies batches statistics dimensions traced
 spec holdout codes
