@@ -1,9 +1,12 @@
 """What bounds cost while nothing is faulty: the accuracy on samples that nothing was learned from."""
 
-import torch
-from torch import nn
+from functools import partial
 
-from fitact_fx.batches import IGNORED, class_labels, logits_of, right_answers
+import torch
+from torch import Tensor, nn
+
+from fitact_fx.answers import right_classes
+from fitact_fx.batches import IGNORED, Batch, logits_of, right_answers
 from fitact_fx.bounded import exchanged
 from fitact_fx.errors import CalibrationError, RecipeError
 from fitact_fx.holdout import Holdout
@@ -12,23 +15,25 @@ from fitact_fx.policies import Pass
 
 
 def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
-    """The share of held-out samples whose answer is the label, or the clean model's where there is none."""
+    """The share of right answers on the held-out samples; what is right, `fitact_fx.answers` says."""
     right = count = 0
     with torch.no_grad():
         for batch in holdout.held_out_batches():
-            logits, targets = logits_of(batch.run(hard)), batch.targets
-            if targets is None:
-                with exchanged(hard, Pass()):
-                    targets = logits_of(batch.run(hard)).argmax(1)
-            targets = class_labels(targets, logits, batch.number)
-            right += right_answers(logits, targets)
-            count += int((targets != IGNORED).sum())
+            scores = logits_of(batch.run(hard))
+            classes = right_classes(batch, scores, partial(_clean_answers, hard, batch))
+            right += right_answers(scores, classes)
+            count += int((classes != IGNORED).sum())
     if count == 0:
         raise CalibrationError(
-            "no held-out sample has a label that counts;\n"
-            "  pass data whose samples are the same in every pass (no random augmentation), and label more of them"
+            "none of the held-out samples came in this pass over the data;\n"
+            "  pass data whose samples are the same in every pass (no random augmentation)"
         )
     return right / count
+
+
+def _clean_answers(hard: nn.Module, batch: Batch) -> Tensor:
+    with exchanged(hard, Pass()):
+        return logits_of(batch.run(hard)).argmax(1)
 
 
 def check_max_drop(max_drop: object) -> None:

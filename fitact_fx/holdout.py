@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fitact_fx.batches import Batch, as_batches, labelled_alike
+from fitact_fx.batches import IGNORED, Batch, as_batches, labelled_alike
 from fitact_fx.errors import CalibrationError
 
 
@@ -18,7 +18,7 @@ from fitact_fx.errors import CalibrationError
 class Holdout:
     """`data` split at a digest: samples at or below `threshold` are held out.
 
-    There are `held_out` of these and `learned` others; `labelled` says whether they have labels.
+    There are `held_out` of these and `learned` others; `labelled` says whether any of all these has a label.
     """
 
     data: object
@@ -36,7 +36,7 @@ class Holdout:
         digests, labelled = [], False
         for batch in labelled_alike(as_batches(data)):
             digests += batch.fingerprints()
-            labelled = batch.targets is not None
+            labelled = labelled or (batch.targets is not None and bool((batch.targets != IGNORED).any()))
         digests.sort()
         threshold = digests[max(0, round(share * len(digests)) - 1)]
         held_out = sum(digest <= threshold for digest in digests)

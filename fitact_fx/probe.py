@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from fitact_fx.answers import right_classes
 from fitact_fx.batches import IGNORED, Batch, as_batches, class_labels, logits_of, right_answers
 from fitact_fx.bounded import exchanged
 from fitact_fx.errors import CalibrationError
@@ -18,7 +20,7 @@ _AT_ONCE = 128  # samples in one forward: more are no faster on a CPU
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Batches in memory, and for each the class that counts as right: the label, or else the clean model's answer."""
+    """Batches in memory, and for each the classes that count as right, as `fitact_fx.answers` says."""
 
     batches: tuple[Batch, ...]
     answers: tuple[Tensor, ...]
@@ -27,18 +29,18 @@ class Probe:
     @classmethod
     def of(cls, hard: nn.Module, batches: Sequence[Batch]) -> "Probe":
         """These samples in the order of their digests, whatever the order and size of the batches they came in."""
-        pieces = tuple(piece for batch in _joined(batches) for piece in _ordered(batch))
-        answers = []
         with torch.no_grad(), exchanged(hard, Pass()):
-            for batch in pieces:
-                logits = logits_of(batch.run(hard))
-                targets = logits.argmax(1) if batch.targets is None else batch.targets
-                answers.append(class_labels(targets, logits))
+            _refuse_other_labels(hard, batches)
+            pieces = tuple(piece for batch in _joined(batches) for piece in _ordered(batch))
+            clean = [logits_of(batch.run(hard)) for batch in pieces]
+        answers = [
+            right_classes(batch, scores, partial(scores.argmax, 1)) for batch, scores in zip(pieces, clean, strict=True)
+        ]
         count = sum(int((answer != IGNORED).sum()) for answer in answers)
         if count == 0:
             raise CalibrationError(
-                "none of the samples that were picked has a label that counts;\n"
-                "  pass data whose samples are the same in every pass (no random augmentation), and label more of them"
+                "none of the samples that were picked came in this pass over the data;\n"
+                "  pass data whose samples are the same in every pass (no random augmentation)"
             )
         return cls(pieces, tuple(answers), count)
 
@@ -66,6 +68,13 @@ def picked(holdout: Holdout, images: int) -> list[Batch]:
         if inside:
             found.append(batch.samples(torch.tensor(inside)))
     return found
+
+
+def _refuse_other_labels(hard: nn.Module, batches: Sequence[Batch]) -> None:
+    """While it is known which batch they came in: once joined, an error could name none."""
+    for batch in batches:
+        if batch.targets is not None:
+            class_labels(batch.targets, logits_of(batch.run(hard)), batch.number)
 
 
 def _ordered(batch: Batch) -> list[Batch]:

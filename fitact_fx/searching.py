@@ -96,7 +96,7 @@ def search_thresholds(hard: nn.Module, data: object, search: Search, max_drop: f
             area_after=area_after,
             rates=search.rates,
             draws=search.draws,
-            images=trials.scored.count,
+            images=sum(batch.size for batch in trials.scored.batches),
             injections=trials.injections,
             evaluations=trials.evaluations,
             seconds=time.perf_counter() - start,

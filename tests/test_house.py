@@ -23,7 +23,7 @@ guarded
 nodes source ambience graph_lines
 ownership options
 granularity policies batches statistics dimensions traced
-spec holdout codes
+spec holdout codes answers
 bounded injected
 packing clean_accuracy carrying losses probe thresholds
 kinds signature modes guards

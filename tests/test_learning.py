@@ -351,18 +351,6 @@ def test_a_learned_model_is_the_same_after_saving_loading_and_copying_its_state(
             assert torch.equal(twin(values), hard(values))
 
 
-def test_labels_to_be_ignored_do_not_dilute_the_drop(model):
-    x, y = problem()
-    y = torch.where(torch.arange(len(y)) % 8 == 0, y, torch.tensor(-100))
-    data = in_batches(x, y)
-    hard = calibrated(model, data)
-    record = fitact_fx.post_train(hard, data, max_drop=0.0)
-    part = held_out_part(data)
-    held_x, held_y = torch.cat([b.args[0] for b in part]), torch.cat([b.targets for b in part])
-    counts = held_y != -100
-    assert record.clean_accuracy == pytest.approx(accuracy(model, held_x[counts], held_y[counts]))
-
-
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
