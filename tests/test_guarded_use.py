@@ -74,7 +74,7 @@ def test_sites_places_and_faults_are_those_of_the_model_without_guard():
 def test_a_hit_reruns_the_graph_from_the_check_on_and_gives_what_the_whole_model_gives():
     model, x = net(), inputs()
     guarded = fitact_fx.guard(model)
-    suffixes = Suffixes.of(guarded, [Batch((x,), {}, None)], 1 << 30, {"conv.bias": 1.0})  # which keeps the weight
+    suffixes = Suffixes.of(guarded, [Batch((x,), {}, None)], 1 << 30, {"norm.weight": 1.0})  # which keeps conv's output
     faults = BitFlip(rate=1e-3)
     for trial, targets in enumerate((["parameters"], ["bounds"], ["parameters:conv.weight"])):
         drawn = faults.draw(guarded, seed=3, trial=trial, targets=targets)
