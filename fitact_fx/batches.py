@@ -76,6 +76,7 @@ def as_batches(data: object, use: str = "learn bounds from") -> Iterator[Batch]:
             f"data must be a re-iterable of batches, such as a DataLoader, and is a {type(data).__name__};\n"
             "  for a single batch, pass a list with that batch in it"
         )
+    _refuse_bare_pair(data)
     empty = True
     for number, item in enumerate(data):
         batch = _as_batch(item)._replace(number=number)
@@ -95,29 +96,54 @@ def as_batches(data: object, use: str = "learn bounds from") -> Iterator[Batch]:
 def labelled_alike(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The same batches; CalibrationError where some have labels and others none, or labels look like inputs."""
     first: bool | None = None
-    for number, batch in enumerate(batches):
+    for batch in batches:
         labelled = batch.targets is not None
         first = labelled if first is None else first
         if labelled != first:
             has, others = ("labels", "have none") if labelled else ("no labels", "have some")
             raise CalibrationError(
-                f"batch {number} has {has}, and those before it {others};\n"
+                f"batch {batch.number} has {has}, and those before it {others};\n"
                 "  give labels with every batch or with none; where single samples have none, label them "
                 f"{IGNORED}"
             )
-        _refuse_inputs_as_labels(batch, number)
+        _require_tensor(batch)
+        refuse_inputs_as_labels(batch)
         yield batch
 
 
-def _refuse_inputs_as_labels(batch: Batch, number: int) -> None:
+def _require_tensor(batch: Batch) -> None:
+    labels: object = batch.targets
+    if labels is not None and not isinstance(labels, Tensor):
+        raise CalibrationError(
+            f"the labels of batch {batch.number} are a {type(labels).__name__};\n"
+            "  give them as a tensor, such as torch.tensor(labels), or give none"
+        )
+
+
+def refuse_inputs_as_labels(batch: Batch) -> None:
+    """CalibrationError where the labels look like a second input: numbers with a point, in the shape of the first."""
     targets = batch.targets
-    if targets is None or not targets.is_floating_point():
+    if not isinstance(targets, Tensor) or not targets.is_floating_point():
         return
     if any(tensor.shape == targets.shape for tensor in batch.tensors):
         raise CalibrationError(
-            f"batch {number} is (inputs, labels), and its labels are {targets.dtype} in the shape of the inputs, "
+            f"batch {batch.number} is (inputs, labels), and its labels are {targets.dtype} in the shape of the inputs, "
             f"{tuple(targets.shape)};\n"
-            "  give two inputs as ((first, second), None), or with labels as ((first, second), labels)"
+            "  give two inputs as ((first, second), None), or with labels as ((first, second), labels); "
+            "leave out targets that are no classes"
+        )
+
+
+def _refuse_bare_pair(data: object) -> None:
+    """Two batches of one model are alike but for their sizes; inputs and their labels are not."""
+    if not isinstance(data, Sequence) or len(data) != 2 or not all(isinstance(each, Tensor) for each in data):
+        return
+    first, second = data
+    if first.shape[:1] == second.shape[:1] and (first.ndim != second.ndim or first.dtype != second.dtype):
+        raise CalibrationError(
+            f"data is two tensors, {first.dtype} {tuple(first.shape)} and {second.dtype} {tuple(second.shape)}, which "
+            "cannot be two batches of one model;\n"
+            "  if they are inputs and their labels, put them in one batch: data=[(inputs, labels)]"
         )
 
 

@@ -1,5 +1,6 @@
 """Which values each site gives on real data: the exact extremes, kept per bound, never the activations."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fitact_fx.ambience import random_states_kept
-from fitact_fx.batches import as_batches
+from fitact_fx.batches import Batch, as_batches, refuse_inputs_as_labels
 from fitact_fx.bounded import Bounded, bounded_sites, exchanged
 from fitact_fx.errors import CalibrationError, site_message
 from fitact_fx.injected import clean
@@ -84,8 +85,19 @@ def watch(hard: nn.Module, data: object, takers: Takers, doing: str, after: Call
     ):
         batches = tqdm(as_batches(data), doing, unit="batch", delay=2, disable=None, leave=False)
         for number, batch in enumerate(batches):
+            if _takes_more(hard, batch):
+                refuse_inputs_as_labels(batch)
             batch.run(hard)
             after(number)
+
+
+def _takes_more(hard: nn.Module, batch: Batch) -> bool:
+    """Whether the model has room for one more input behind these: the labels may have been meant for it."""
+    taken = [each for each in inspect.signature(hard.forward).parameters.values() if each.name not in batch.kwargs]
+    behind = taken[len(batch.args) :]
+    # A switch (train=False) is no place for a tensor.
+    has_room = bool(behind) and behind[0].default in (None, inspect.Parameter.empty)
+    return bool(batch.args) and (has_room or any(each.kind is each.VAR_POSITIONAL for each in taken))
 
 
 def _refuse_overflow(ranges: dict[str, Range], number: int) -> None:

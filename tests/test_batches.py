@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fitact_fx.batches import IGNORED, Batch, as_batches, logits_of, right_answers
+from fitact_fx.batches import IGNORED, Batch, as_batches, labelled_alike, logits_of, right_answers
 from fitact_fx.errors import CalibrationError
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 2, 0])
@@ -80,6 +80,14 @@ def test_a_data_loader_with_and_without_targets_is_data():
             X,
             "data must be a re-iterable of batches, such as a DataLoader, and is a Tensor;\n  for a single batch, pass",
         ),
+        (
+            (X, Y),
+            "which cannot be two batches of one model;\n  if they are inputs and their labels, put",
+        ),
+        ([X, Y], "data is two tensors, torch.float32 (4, 3) and torch.int64 (4,), which cannot be"),
+        ((X, Y), "they are inputs and their labels, put them in one batch: data=[(inputs, labels)]"),
+        ([X, Y.float()], "data is two tensors, torch.float32 (4, 3) and torch.float32 (4,), which cannot be"),
+        ((X, torch.zeros(4, 3, dtype=torch.long)), "torch.float32 (4, 3) and torch.int64 (4, 3), which cannot be"),
         (3, "data must be a re-iterable of batches, such as a DataLoader, and is a int"),
         (
             [],
@@ -103,6 +111,16 @@ def test_what_is_no_batch_is_refused_with_a_remedy(data, text):
     with pytest.raises(CalibrationError) as raised:
         list(as_batches(data))
     assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("pair", [(X, X + 1), [X, X[:2]], [X, torch.ones(4, 5)], (X, torch.ones(3))])
+def test_two_tensors_that_may_be_two_batches_are_two_batches(pair):
+    assert [batch.args[0] is given for batch, given in zip(as_batches(pair), pair, strict=True)] == [True, True]
+
+
+def test_labels_in_a_list_are_refused_with_their_batch():
+    with pytest.raises(CalibrationError, match=r"^the labels of batch 1 are a list;\n  give them as a tensor, such as"):
+        list(labelled_alike(as_batches([{"x": X, "labels": Y}, {"x": X, "labels": Y.tolist()}])))
 
 
 def test_a_used_up_iterator_is_called_empty():

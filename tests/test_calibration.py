@@ -422,3 +422,58 @@ def test_an_uncalibrated_model_is_calibrated_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UncalibratedWarning)
         calibrated(batches())
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x, gate):
+        return self.relu(x * gate)
+
+
+class Shifted(Gated):
+    """A second input that may be left out."""
+
+    def forward(self, x, shift=None):
+        return self.relu(F.linear(x, torch.eye(3), shift))
+
+
+class Starred(Gated):
+    def forward(self, *inputs):
+        return self.relu(inputs[0])
+
+
+class Switched(Gated):
+    def forward(self, x, train=False):
+        return self.relu(x)
+
+
+@pytest.mark.parametrize("model", [Gated(), Shifted(), Starred()], ids=["needed", "optional", "any number"])
+def test_a_second_input_in_the_place_of_labels_is_refused(model):
+    a, b = torch.rand(3, 3), torch.full((3, 3), 5.0)
+    hard = fitact_fx.harden(model, "layer")
+    with pytest.raises(CalibrationError, match=r"^batch 0 is \(inputs, labels\), .*;\n  give two inputs as \(\(first"):
+        fitact_fx.calibrate(hard, [(a, b)])
+    assert fitact_fx.bounds(hard) == {"relu": (None, None)}
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        (nn.Sequential(nn.ReLU()), lambda a, b: (a, b)),
+        (Switched(), lambda a, b: (a, b)),
+        (Shifted(), lambda a, b: (a, b[:, 0])),
+        (Shifted(), lambda a, b: (a, b.long())),
+        (Shifted(), lambda a, b: {"x": a, "labels": b}),
+        (Starred(), lambda a, b: ((a, b), b[:, :2])),
+    ],
+    ids=["one input", "a switch", "another shape", "whole numbers", "by name", "behind two inputs"],
+)
+def test_targets_of_any_kind_are_left_aside_where_they_cannot_be_an_input(model, batch):
+    a, b = torch.rand(6, 3), torch.full((6, 3), 5.0)
+    hard = fitact_fx.harden(model, "layer")
+    fitact_fx.calibrate(hard, [batch(a, b)])
+    (pair,) = fitact_fx.bounds(hard).values()
+    assert pair[1] == a.max()
