@@ -3,7 +3,7 @@
 from fitact_fx.campaigns.planning import plan
 from fitact_fx.campaigns.running import run_campaign
 from fitact_fx.coverage import Coverage, coverage
-from fitact_fx.errors import FitactError, UncalibratedWarning, UnprotectedWarning
+from fitact_fx.errors import CostlyWarning, FitactError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
 from fitact_fx.injection import inject
 from fitact_fx.packing import store_bounds
@@ -17,6 +17,7 @@ from fitact_fx.verification import Verification, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "CostlyWarning",
     "Coverage",
     "FitactError",
     "Scrubbed",

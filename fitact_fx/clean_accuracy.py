@@ -46,6 +46,11 @@ def check_max_drop(max_drop: object) -> None:
     )
 
 
+def within(drop: float, max_drop: float) -> bool:
+    """Whether this drop is allowed, as the decimals mean it: 198/200 - 197/200 is a little more than 0.005."""
+    return drop <= max_drop + 1e-9
+
+
 def too_costly(drop: float, max_drop: float, holdout: Holdout) -> CalibrationError:
     """What to raise where even the loosest bounds, the calibrated ones, cost more than is allowed."""
     return CalibrationError(

@@ -51,6 +51,10 @@ class UnprotectedWarning(UserWarning):
     """A hardened model holds activations that could not be bounded."""
 
 
+class CostlyWarning(UserWarning):
+    """Bounds at a percentile or share that was asked for cost more clean accuracy than `max_drop` allows."""
+
+
 def site_message(name: str, source: str, problem: str, remedy: str) -> str:
     """The house form: which site, on which line of the user's, what is wrong, what to do."""
     return f"site {name} ({source})\n  {problem};\n  {remedy}"

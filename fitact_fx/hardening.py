@@ -12,6 +12,7 @@ from fitact_fx import granularity as granularities
 from fitact_fx import policies, schemes
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.carrying import carry
+from fitact_fx.clean_accuracy import check_max_drop
 from fitact_fx.dimensions import Layout
 from fitact_fx.errors import RecipeError, SiteError, UnprotectedWarning, site_message
 from fitact_fx.followers import boundable
@@ -19,6 +20,7 @@ from fitact_fx.granularity import GranularityRule
 from fitact_fx.guarded import limits_of
 from fitact_fx.hidden import hidden_activations
 from fitact_fx.layout import channel_layouts
+from fitact_fx.options import check_seed
 from fitact_fx.packing import in_full_precision
 from fitact_fx.passes import apply
 from fitact_fx.passes.bounding import Bound
@@ -34,6 +36,7 @@ from fitact_fx.sites import Site, SiteRule, find_sites
 from fitact_fx.spec import Spec
 from fitact_fx.traced import TracedModule
 from fitact_fx.tracing import trace
+from fitact_fx.unlearned import warn_of_cost
 
 
 def harden(
@@ -55,12 +58,14 @@ def harden(
     last match wins), or None for the scheme's own. `scheme`: a name or an instance. With `data`, a
     re-iterable of batches, the bounds are calibrated and the scheme's learning is run with
     `max_drop` and `seed`; without, they are unset, and the result is the identity on the model's
-    outputs, until `calibrate`, `set_bounds` or a loaded state sets them.
+    outputs, until `calibrate`, `set_bounds` or a loaded state sets them. Bounds at a percentile or a share of the
+    maximum are not learned: what they cost on all of `data` is measured, and a CostlyWarning tells where that is more
+    than `max_drop`.
 
     Parameters are shared with `model`, until the hardened model is moved or cast (as a whole: `hard.half()`);
     modules and buffers are copies. Code that could not be seen stays as it is and is named in an
-    UnprotectedWarning. Raises TracingError for a model that has no graph, SiteError if there is nothing to
-    bound, RecipeError for unknown names.
+    UnprotectedWarning. Raises TracingError for a model that has no graph, SiteError if there is nothing to bound,
+    RecipeError for unknown names and for a `max_drop` or `seed` that makes no sense.
 
     `sites`: which places are bounded: "activations", "linear", "norm", "residual", "logits", several of these, or
     a predicate over sites (see `find_sites`). `example_inputs` and `frontend` are those of `trace`: with inputs, a
@@ -73,6 +78,8 @@ def harden(
     chosen = schemes.named(scheme) if isinstance(scheme, str) else scheme
     if isinstance(chosen, type) or not hasattr(chosen, "place"):
         raise RecipeError(f"scheme is {chosen!r};\n  give a scheme's name or an instance, such as FitAct()")
+    check_max_drop(max_drop)
+    check_seed(seed)
     _refuse_hardened(model)
     guarding = _guard_named(guard)
     graph_module = trace(model, example_inputs, frontend=frontend)
@@ -87,6 +94,7 @@ def harden(
         calibrate(hard, data)
         if any(spec.learned for spec in specs.values()):
             post_train(hard, data, max_drop=max_drop, seed=seed)
+        warn_of_cost(hard, data, max_drop, stacklevel=2)
     if guarding is not None:
         put_guard(hard, guarding, stacklevel=2)
     return hard
@@ -142,10 +150,11 @@ def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, s
     accuracy falls less than on new ones (learned neuron bounds of a ResNet-32: 0.37 points there, 0.97 on test
     images): give images that are new to the network, or allow less.
 
-    On any error no bound has changed. Raises RecipeError for a `max_drop` that is no share and where the scheme
-    learns nothing, SiteError for bounds that are not set, CalibrationError for too little data, for labels that do
-    not fit, and if the calibrated bounds, the loosest there are, already cost more than `max_drop`.
+    On any error no bound has changed. Raises RecipeError for a `max_drop` that is no share, a `seed` that is no whole
+    number, and where the scheme learns nothing; SiteError for bounds that are not set; CalibrationError for too little
+    data, for labels that do not fit, and if the calibrated bounds, the loosest there are, cost more than `max_drop`.
     """
+    check_seed(seed)
     sites = _require_sites(hard)
     unset = [name for name, bounded in sites.items() if not bounded.is_set]
     if unset:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from fitact_fx.errors import RecipeError
 
@@ -32,6 +33,12 @@ class Span:
 POSITIVE = Span(0)
 NOT_NEGATIVE = Span(0, with_low=True)
 SHARE = Span(0, 1, with_low=True)
+
+
+def check_seed(seed: object) -> None:
+    """RecipeError unless `seed` is a whole number that torch's generators take."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
+        raise RecipeError(f"seed is {seed!r};\n  give a whole number of 64 bits at most")
 
 
 def check_numbers(options: object, span: Span, *names: str) -> None:

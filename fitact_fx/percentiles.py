@@ -87,7 +87,7 @@ def percentile_bounds(hard: nn.Module, data: object, ranges: Mapping[str, Range]
     At least p % of the values lie at the upper bound or below, and at least p % at the lower one or above, which is
     the (100 - p) percentile. Each is off by (greatest - least) / BINS at most. `data` is run a second time.
     Raises CalibrationError if there are too many bounds to count under, if the data are not the same as in the first
-    pass, and if the percentile leaves nothing between the two bounds.
+    pass, and if the percentile leaves nothing between the two bounds, or nothing above the minimum of a one-sided site.
     """
     wanted = {name: seen for name, seen in ranges.items() if seen.bounded.spec.percentile < 100}
     if not wanted:
@@ -110,7 +110,22 @@ def _pair(histogram: Histogram) -> tuple[Tensor, Tensor]:
         problem = f"percentile {percentile:g} leaves nothing between its lower and its upper bound"
         remedy = "give more than 50 where activations have two sides"
         raise CalibrationError(site_message(bounded.site, bounded.source, problem, remedy))
+    _refuse_silent(histogram, upper)
     return lower, upper
+
+
+def _refuse_silent(histogram: Histogram, upper: Tensor) -> None:
+    """A site with most values at its minimum (ReLU: at 0) would give nothing else any more; some neurons of it may."""
+    bounded = histogram.seen.bounded
+    active = histogram.high > bounded.minimum
+    if not bool(active.any()) or bool((upper[active] > bounded.minimum).any()):
+        return
+    problem = (
+        f"at percentile {bounded.spec.percentile:g} its upper bound is {bounded.minimum:g}, its least value, "
+        f"and it gives up to {float(histogram.high.max()):g}"
+    )
+    remedy = "give a greater percentile (100 is the maximum), or leave it out (sites=lambda site: site.name != ...)"
+    raise CalibrationError(site_message(bounded.site, bounded.source, problem, remedy))
 
 
 def _counter(seen: Range) -> torch.dtype:

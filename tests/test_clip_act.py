@@ -262,7 +262,7 @@ def test_the_record_is_one_line_that_names_what_was_spent(model):
 def test_a_fixed_share_is_that_part_of_the_maximum_and_nothing_is_searched(model):
     x, _ = problem()
     maxima = uppers(calibrated(model, in_batches(x)))
-    hard = fitact_fx.harden(model, scheme=ClipAct(share=0.3), data=in_batches(x))
+    hard = fitact_fx.harden(model, scheme=ClipAct(share=0.3), data=in_batches(x), max_drop=0.99)
     assert uppers(hard) == {name: (torch.tensor(maximum) * 0.3).item() for name, maximum in maxima.items()}
     with pytest.raises(RecipeError, match=r"clip_act with share=0.3 learns nothing"):
         fitact_fx.post_train(hard, in_batches(x))

@@ -32,17 +32,15 @@ def by_granularity(values: np.ndarray, granularity: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel", "neuron"])
-@pytest.mark.parametrize("percentile", [100.0, 99.9, 97, 90.0, 50.5, 3.0])
+@pytest.mark.parametrize("percentile", [100.0, 99.9, 97, 90.0, 55.0])
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.5)], ids=("one-sided", "two-sided"))
 def test_bounds_are_numpys_percentiles_within_the_resolution(
     granularity: str, percentile: float, activation: nn.Module
 ) -> None:
     two_sided = isinstance(activation, nn.LeakyReLU)
-    if two_sided and percentile < 50:
-        return
     model = nn.Sequential(nn.BatchNorm2d(4, affine=False), activation).eval()
     scheme = Ranger(granularity=granularity, percentile=percentile)
-    hard = fitact_fx.harden(model, scheme=scheme, data=batches())
+    hard = fitact_fx.harden(model, scheme=scheme, data=batches(), max_drop=0.99)
     with torch.no_grad():
         rows = by_granularity(model(torch.cat(batches())).numpy(), granularity)
     lower, upper = fitact_fx.bounds(hard)["1"]
@@ -75,7 +73,7 @@ def test_a_shuffling_loader_gives_the_bounds_of_any_other_order() -> None:
     model = nn.Sequential(nn.ReLU())
     shuffled = DataLoader(TensorDataset(samples), batch_size=7, shuffle=True)
     found = [
-        fitact_fx.bounds(fitact_fx.harden(model, scheme=Ranger(percentile=95.0), data=data))
+        fitact_fx.bounds(fitact_fx.harden(model, scheme=Ranger(percentile=95.0), data=data, max_drop=0.5))
         for data in ([samples], shuffled)
     ]
     assert found[0]["0"][1] == found[1]["0"][1]
