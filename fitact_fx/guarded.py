@@ -10,12 +10,13 @@ Parameters, and puts those back behind it. So hooks, names, `state_dict` and the
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fitact_fx.limits import Limits
+from fitact_fx.errors import SiteError
+from fitact_fx.limits import WORDS, Limits, can_be_asked
 from fitact_fx.unseen import UnseenCode
 
 GUARDED = "guarded_parameters"
@@ -27,29 +28,59 @@ _LOCK = Lock()  # held while tensors change places, and not while a module runs
 class Exchange:
     """Lets a module run on guarded values in the place of its Parameters; called without any, it runs on those.
 
-    Several threads may call a module at the same time; its Parameters are back when the last of them is done.
+    A value that is the Parameter itself changes nothing. Several threads may call a module at the same time; its
+    Parameters are back when the last of them is done.
     """
 
     def __init__(self) -> None:
-        self.own: list[Callable[[], None]] = []  # a stack: a module may be called inside of its own call
+        self.own: list[_Call] = []  # a stack: a module may be called inside of its own call
+        self.names: dict[str, str] = {}
+        self.ran = False
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Take the values out of the call's arguments, and put them where the module looks for its Parameters."""
         given: dict[str, Tensor] = kwargs.pop(GUARDED, {})
-        if not torch.compiler.is_compiling():
-            for value in given.values():
-                value._is_param = True  # noqa: SLF001  by which torch tells a Parameter
+        if _is_as_it_was(module, given):
+            self.own.append(_NOTHING)
+            return args, kwargs
+        root = module.root if isinstance(module, UnseenCode) else module
+        seen = self._prepared(root, given)
         with _alone():
-            put_in, put_back = exchange_of(module.root if isinstance(module, UnseenCode) else module, given)
-            self.own.append(put_back)  # first, as an interrupt may come next
+            put_in, put_back = exchange_of(root, given)
+            self.own.append(_Call(put_back, seen))  # first, as an interrupt may come next
             put_in()
         return args, kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Put the Parameters back, also if the module raised."""
+        """Put the Parameters back, also if the module raised; SiteError if it wrote to one."""
         with _alone():
-            if self.own:  # nothing is to be put back if somebody else's hook raised before ours ran
-                self.own.pop()()
+            if not self.own:  # nothing is to be put back if somebody else's hook raised before ours ran
+                return
+            try:
+                written = [] if output is None else [each.name for each in self.own[-1].seen if each.was_written()]
+            finally:
+                self.own.pop().put_back()
+        if written:
+            raise SiteError(
+                f"parameter {self.names[written[0]]}: the model writes to it when it runs, and its limits are those of "
+                "before;\n  keep what a run changes in a buffer, or change it between runs and guard anew"
+            )
+
+    def _prepared(self, root: nn.Module, given: Mapping[str, Tensor]) -> "tuple[_Seen, ...]":
+        """Let the values be like the Parameters that they stand for, and note what they are."""
+        if torch.compiler.is_compiling():
+            return ()
+        first, self.ran = not self.ran, True
+        seen = []
+        for name, value in given.items():
+            table, last = _place(root, name)
+            own = table[last]
+            if value is not own:
+                _stand_in(value, own)
+            if can_be_asked(own):
+                # The contents cost a pass over them: once, and where a fault is.
+                seen.append(_Seen(name, table, last, value, whole=first or (value.is_cpu and value is not own)))
+        return tuple(seen)
 
     @staticmethod
     def stop(model: nn.Module) -> None:
@@ -67,13 +98,62 @@ class Exchange:
                 del hooks[number]
 
     @classmethod
-    def let(cls, module: nn.Module) -> None:
-        """Let this module take guarded values."""
+    def let(cls, module: nn.Module, names: Mapping[str, str]) -> None:
+        """Let this module take guarded values for its Parameters; `names` are those that these have in the model."""
         if not takes_guarded(module):
             exchange = cls()
             # First and last: the user's own hooks see the values that the module runs on.
             module.register_forward_pre_hook(exchange.before, with_kwargs=True, prepend=True)
             module.register_forward_hook(exchange.after, always_call=True)
+        for exchange in _exchanges(module):
+            exchange.names |= names
+
+
+def _stand_in(value: Any, parameter: Any) -> None:
+    """Let a value be what the model's own code takes for this Parameter."""
+    if type(parameter) not in (Tensor, nn.Parameter) and type(value) is Tensor:
+        value.__class__ = type(parameter)
+    vars(value).update(vars(parameter))
+    value._is_param = True  # noqa: SLF001  by which torch tells a Parameter
+
+
+class _Seen:
+    """A value that a module runs on, to tell behind its call whether it was written to.
+
+    `whole`: its contents are looked at as well. A write to `data` shows in nothing else.
+    """
+
+    def __init__(self, name: str, table: dict[str, Any], last: str, value: Tensor, *, whole: bool) -> None:
+        self.name, self.table, self.last, self.value, self.whole = name, table, last, value, whole
+        self.state = self._state()
+
+    def was_written(self) -> bool:
+        """Whether something else stands in its place, or it is not what it was."""
+        return self.table[self.last] is not self.value or self._state() != self.state
+
+    def _state(self) -> tuple[int | None, int | None]:
+        version = None if self.value.is_inference() else self.value._version
+        words = self.value.detach().view(WORDS[self.value.itemsize]) if self.whole else None
+        return version, None if words is None else int(words.sum())
+
+
+class _Call(NamedTuple):
+    """What a call of a module has exchanged."""
+
+    put_back: Callable[[], None]
+    seen: tuple[_Seen, ...]
+
+
+_NOTHING = _Call(lambda: None, ())
+
+
+def _is_as_it_was(module: nn.Module, given: Mapping[str, Tensor]) -> bool:
+    """Whether the values are the Parameters of a layer of torch's in whose call no other code runs: it only reads."""
+    if torch.compiler.is_compiling() or any(module._parameters.get(name) is not given[name] for name in given):
+        return False
+    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)
+    own = type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)
+    return own and hooks == 2 and not module._modules  # both hooks are ours
 
 
 def takes_guarded(module: nn.Module) -> bool:
@@ -108,9 +188,10 @@ def guard_bytes(model: nn.Module) -> int:
 
 def exchange_of(module: nn.Module, given: Mapping[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
     """How to put these values in the place of the Parameters and buffers of these names, and how to put those back."""
-    places = [(*_place(module, name), value) for name, value in given.items()]
+    every = [(*_place(module, name), value) for name, value in given.items()]
+    places = [(table, last, value) for table, last, value in every if table[last] is not value]
     before = [table[last] for table, last, _ in places]
-    layers = [each for each in module.modules() if isinstance(each, nn.RNNBase)] if given else []
+    layers = [each for each in module.modules() if isinstance(each, nn.RNNBase)] if places else []
     flat = [layer._flat_weights for layer in layers]  # noqa: SLF001  the list that torch's recurrent layers run on
 
     def put_in() -> None:

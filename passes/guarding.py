@@ -176,15 +176,17 @@ class _Guarding:
         uses = [use for use in every if use.parameter not in kept]
         dims = {use.parameter: _dimension(use) for use in reversed(uses)}
         by_call: dict[Node, dict[str, Node]] = {}
+        names: dict[Node, dict[str, str]] = {}
         for use in uses:
             checked = self._checked(use, dims[use.parameter] if self.guard.limits == "channel" else None)
             if use.inside is None:
                 use.node.replace_all_uses_with(checked, delete_user_cb=lambda user: not _is_limits(user))
             else:
                 by_call.setdefault(use.node, {})[use.inside] = checked
+                names.setdefault(use.node, {})[use.inside] = use.name
         for node, guarded in by_call.items():
             node.kwargs = {**node.kwargs, GUARDED: guarded}
-            Exchange.let(called_module(node))
+            Exchange.let(called_module(node), names[node])
         if self.checked:
             self.part.get_submodule(self.room).train(self.part.training)
         return list(dict.fromkeys(use.name for use in uses))
