@@ -6,7 +6,7 @@ from typing import Any
 
 from fitact_fx.errors import RecipeError
 from fitact_fx.faults import find_format
-from fitact_fx.options import SHARE, Span, check_numbers
+from fitact_fx.options import SHARE, Span, check_numbers, check_whole
 
 FEWEST_IMAGES = 32  # that a search may ask for
 FEWEST_SAMPLES = 16  # that the data must have for it
@@ -40,9 +40,10 @@ class Search:
             raise RecipeError(f"rates is {self.rates};\n  give each rate once, ascending, all between 0 and 1")
         check_numbers(self, SHARE, "tolerance")
         fewest = {"draws": 2, "images": FEWEST_IMAGES, "parts": 2, "rounds": 1, "held_out": FEWEST_SAMPLES}
+        check_whole(self, None, *fewest)
         for name, least in (("rates", 2), *fewest.items()):
             given = len(self.rates) if name == "rates" else getattr(self, name)
-            if not isinstance(given, int) or given < least:
+            if given < least:
                 raise RecipeError(
                     f"a search with {name}={getattr(self, name)!r} says nothing about thresholds;\n"
                     f"  give {least} {name} or more, or no search at all: ClipAct(share=0.5)"

@@ -49,9 +49,19 @@ def check_numbers(options: object, span: Span, *names: str) -> None:
             raise RecipeError(f"{name} is {value!r};\n  give {span}")
 
 
-def check_whole(options: object, least: int, *names: str) -> None:
-    """RecipeError unless each of these options is a whole number, `least` or more."""
+def check_whole(options: object, least: int | None, *names: str) -> None:
+    """RecipeError unless each of these options is a whole number, `least` or more where that is said."""
     for name in names:
         value = getattr(options, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise RecipeError(f"{name} is {value!r};\n  give a whole number, {least} at least")
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or (least is not None and value < least):
+            wanted = "a whole number" if least is None else f"a whole number, {least} at least"
+            raise RecipeError(f"{name} is {value!r};\n  give {wanted}")
+
+
+def check_type(options: object, wanted: type, *names: str) -> None:
+    """RecipeError unless each of these options is an instance of that dataclass of options."""
+    for name in names:
+        value = getattr(options, name)
+        if not isinstance(value, wanted):
+            raise RecipeError(f"{name} is {value!r};\n  give a {wanted.__name__}, such as {wanted.__name__}()")

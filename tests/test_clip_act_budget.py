@@ -1,5 +1,7 @@
 """What may be spent on Clip-Act's search, and what is too little."""
 
+import re
+
 import pytest
 
 from fitact_fx.budget import Search
@@ -26,7 +28,10 @@ def test_a_share_outside_the_maximum_is_refused(share):
         ({"images": 31}, "give 32 images or more"),
         ({"parts": 1}, "give 2 parts or more"),
         ({"rounds": 0}, "give 1 rounds or more"),
-        ({"rounds": 1.5}, "with rounds=1.5 says nothing"),
+        ({"draws": -3}, "with draws=-3 says nothing about thresholds"),
+        ({"rounds": 1.5}, "rounds is 1.5;\n  give a whole number"),
+        ({"images": 64.0}, "images is 64.0;\n  give a whole number"),
+        ({"draws": True}, "draws is True;\n  give a whole number"),
         ({"tolerance": -0.1}, "give a number from 0 up and below 1"),
     ],
 )
@@ -36,16 +41,21 @@ def test_a_budget_too_small_to_mean_anything_is_refused_when_it_is_named(options
     assert text in str(raised.value)
 
 
-def test_the_thorough_search_spends_more_than_the_default():
-    default, thorough = ClipAct().search, ClipAct.thorough().search
-    assert thorough.draws > default.draws
-    assert thorough.images > default.images
-    assert thorough.rounds > default.rounds
+def injections_on_images(search):
+    """At one site, without stopping early: edges, lists of faults for each, images for each of those."""
+    return search.rounds * (search.parts - 1) * search.draws * len(search.rates) * search.images
 
 
-def test_a_format_that_nobody_knows_is_refused_when_it_is_named():
-    with pytest.raises(FaultError, match="q99"):
-        Search(format="q99")
+def test_the_thorough_search_spends_as_much_more_than_the_default_as_it_says():
+    spent = injections_on_images(ClipAct.thorough().search) / injections_on_images(ClipAct().search)
+    assert round(spent) == 14
+    assert "fourteen times" in ClipAct.thorough.__doc__
+
+
+@pytest.mark.parametrize("wrong", ["q99", None, 16, ["q15.16"]])
+def test_a_format_that_nobody_knows_is_refused_when_it_is_named(wrong):
+    with pytest.raises(FaultError, match=rf"unknown format {re.escape(repr(wrong))}; choose one of "):
+        Search(format=wrong)
 
 
 def test_rates_may_come_as_a_list():

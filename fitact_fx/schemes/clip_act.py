@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from fitact_fx import granularity, policies
 from fitact_fx.budget import Search
 from fitact_fx.errors import RecipeError
-from fitact_fx.options import check_numbers
+from fitact_fx.options import check_numbers, check_type
 from fitact_fx.policies import Policy
 from fitact_fx.searching import Searched, search_thresholds
 from fitact_fx.sites import Site
@@ -26,7 +26,8 @@ _DEFAULT = Search()
 class ClipAct:
     """One threshold per layer, zero beyond it; `search` says what is spent on finding them.
 
-    `share`, above 0 and up to 1: no search, but this part of the profiled maximum. RecipeError for another one.
+    `share`, above 0 and up to 1: no search, but this part of the profiled maximum. RecipeError for another one, and
+    for a `search` that is no `Search`.
     """
 
     granularity: str = "layer"
@@ -36,12 +37,13 @@ class ClipAct:
     name = "clip_act"
 
     def __post_init__(self) -> None:
+        check_type(self, Search, "search")
         if self.share is not None:
             check_numbers(self, PART, "share")
 
     @classmethod
     def thorough(cls) -> "ClipAct":
-        """Ten times the default budget: more draws, more images, one more round."""
+        """About fourteen times the default budget: more draws, four times the images, one more round."""
         return cls(search=Search(draws=12, images=256, rounds=3))
 
     def place(self, sites: tuple[Site, ...], graph_module: GraphModule) -> dict[str, Spec]:

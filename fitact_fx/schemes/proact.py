@@ -6,7 +6,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fitact_fx import granularity, policies
-from fitact_fx.options import SHARE, check_numbers
+from fitact_fx.options import SHARE, check_numbers, check_type
 from fitact_fx.places import ACTIVATIONS
 from fitact_fx.policies import Policy
 from fitact_fx.progression import Progress, Progressive, learn_from_the_back
@@ -21,7 +21,8 @@ class ProAct:
     """`last` at the last activation and what is bounded behind it, `elsewhere` before; zero beyond.
 
     `tolerance`: how far, as a share, the clean accuracy may move in either direction from what it was with the
-    calibrated bounds; `learning` says how they are learned. RecipeError for a tolerance that is no share.
+    calibrated bounds; `learning` says how they are learned. RecipeError for a tolerance that is no share, and for a
+    `learning` that is no `Progressive`.
     """
 
     last: str = "neuron"
@@ -33,6 +34,7 @@ class ProAct:
 
     def __post_init__(self) -> None:
         check_numbers(self, SHARE, "tolerance")
+        check_type(self, Progressive, "learning")
 
     def place(self, sites: tuple[Site, ...], graph_module: GraphModule) -> dict[str, Spec]:
         """One bound for each site but the last ones."""

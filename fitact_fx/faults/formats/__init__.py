@@ -63,9 +63,15 @@ class Format(Protocol):
         """Words, in the type that `encode` gives, to the numbers they stand for; cast them to the tensor's type."""
 
 
-@lru_cache(maxsize=64)
 def find_format(name: str) -> Format:
     """The format called `name`, such as "float32" or "q15.16". FaultError lists the valid ones."""
+    if not isinstance(name, str):
+        raise FaultError(known("format", name, names()))
+    return _found(name)
+
+
+@lru_cache(maxsize=64)
+def _found(name: str) -> Format:
     for module in _modules():
         found: Format | None = module.parse(name)
         if found is not None:

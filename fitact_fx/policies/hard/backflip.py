@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fitact_fx.options import NOT_NEGATIVE, Span, check_numbers
 from fitact_fx.policies.limits import HasLimits, ends, replaced
 
 
@@ -25,12 +26,18 @@ class BackFlip:
     The result is brought between the bounds, so that `middle` is T where T is smaller. What lies below its lower bound
     becomes that bound; NaN becomes 0, and so does +inf. A type that cannot hold far * T (float16, and every fixed-point
     one) has only the lower two steps for finite values. The numbers are the authors', made for eight exponent bits.
+    RecipeError unless 1 <= near <= far and 0 <= middle, all finite.
     """
 
     far: float = 2.0**64
     near: float = 2.0
     middle: float = 2.0
     name = "backflip"
+
+    def __post_init__(self) -> None:
+        check_numbers(self, Span(1, with_low=True), "near")
+        check_numbers(self, Span(self.near, with_low=True), "far")
+        check_numbers(self, NOT_NEGATIVE, "middle")
 
     def __call__(self, values: Tensor, bounds: HasLimits) -> Tensor:
         low, high = bounds.limits(values.dtype)
