@@ -15,9 +15,10 @@ def store_bounds(hard: nn.Module, stored: str) -> None:
 
     In place, as `calibrate`; the words are what the model holds, saves, and gets faults in. Every bound is rounded
     outwards, an upper one up and a lower one down, so that what passed before passes still; infinity stays
-    infinity and zero zero. "int8" is a code of 8 bits for each bound and one float32 scale for each side of a site,
-    1/254 of its greatest bound (1/127 where bounds of both signs share a side). That is how far a bound moves at most:
-    a small bound beside a large one of its site gains most by it, and protects less.
+    infinity and zero zero. (Only a finite bound beyond the largest number of bfloat16, 3.3895e38, is rounded inwards,
+    to that number: infinity would be no bound at all.) "int8" is a code of 8 bits for each bound and one float32 scale
+    for each side of a site, 1/254 of its greatest bound (1/127 where bounds of both signs share a side). That is how
+    far a bound moves at most: a small bound beside a large one of its site gains most by it, and protects less.
 
     `bounds` gives the rounded values, which a return to "float32" keeps: the rounding is not undone. The format
     stays with the model: bounds that are calibrated, learned (in full precision), or set by hand later on are stored

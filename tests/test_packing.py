@@ -88,6 +88,15 @@ def test_a_bfloat16_bound_is_the_nearest_one_outside(side: str) -> None:
 
 
 @pytest.mark.parametrize("side", ["upper", "lower"])
+def test_a_finite_bound_beyond_all_of_bfloat16_becomes_its_largest_number_and_no_infinity(side: str) -> None:
+    sign = 1 if side == "upper" else -1
+    given = torch.tensor([3.4e38, 1.0]) * sign
+    hard = with_bounds(given if sign < 0 else None, given if sign > 0 else None, "bfloat16")
+    largest = struct.unpack("<f", b"\x00\x00\x7f\x7f")[0]
+    assert dict(sides(hard))[side].tolist() == [sign * largest, sign * 1.0]
+
+
+@pytest.mark.parametrize("side", ["upper", "lower"])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("largest", [255.0, 1e-3, 7.7, 1e-44, 3e38])
 def test_an_int8_bound_is_the_nearest_step_outside(side: str, mixed: bool, largest: float) -> None:
