@@ -8,6 +8,8 @@ z = linear(y, self.head)    ->    y = conv1(x, guarded_parameters={"weight": wei
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter as Argument
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -63,16 +65,17 @@ class Guard:
 
 
 def refuse_unguardable(graph_module: GraphModule, *, filled: bool = True) -> None:
-    """SiteError for a model that is guarded already, and for parameters that have no clean range, if they are to."""
+    """SiteError for a model that is guarded already, and for parameters it uses without a clean range, if `filled`."""
     if limits_of(graph_module):
         raise SiteError("this model is guarded already;\n  guard the original model instead")
-    for name, parameter in graph_module.named_parameters():
+    for use in (use for path, part in _graphs(graph_module).items() for use in _uses(path, part)):
+        name, parameter = use.name, use.parameter
         lazy = bool(is_lazy(parameter))
         if lazy or parameter.is_meta:
             what = "has no shape yet" if lazy else "is on the meta device and holds no numbers"
             remedy = "run the model once" if lazy else "move the model to a real device"
             raise SiteError(f"parameter {name} {what}, so its range is not known;\n  {remedy} before guarding it")
-        if filled and _obstacle(parameter) is None and not bool(parameter.detach().isfinite().all()):
+        if filled and use.obstacle is None and not bool(parameter.detach().isfinite().all()):
             raise SiteError(_broken(name, parameter.detach()))
 
 
@@ -138,6 +141,7 @@ def _renorms(user: Node) -> bool:
 
 def _held(path: str, node: Node) -> Iterator[_Use]:
     module, at = called_module(node), str(node.target)
+    called = _own_call(module)
     if isinstance(module, UnseenCode):
         module, at = module.root, ""
     inner = tuple(f"{name}." for name, each in module.named_modules() if isinstance(each, TracedModule) and name)
@@ -145,11 +149,19 @@ def _held(path: str, node: Node) -> Iterator[_Use]:
         if inside.startswith(inner):
             continue  # a part guards its own
         owner = module.get_submodule(inside.rpartition(".")[0])
-        why = _obstacle(parameter)
+        why = _obstacle(parameter) or called
         if getattr(owner, "max_norm", None) is not None:
             why = f"a {type(owner).__name__} with max_norm writes to it when it runs"
         target = joined(at, inside)
         yield _Use(joined(path, target), target, inside, node, parameter, why)
+
+
+def _own_call(module: nn.Module) -> str | None:
+    """Why a module cannot be given guarded values, None if it can."""
+    call = signature(type(module).__call__)
+    if any(each.kind is Argument.VAR_KEYWORD for each in call.parameters.values()):
+        return None
+    return f"{type(module).__name__} has a __call__ of its own, which takes no other values than its arguments"
 
 
 def _obstacle(parameter: Tensor) -> str | None:
@@ -213,7 +225,14 @@ class _Guarding:
             return Limits.of(use.name, use.parameter, dim)
         if use.name not in known:
             raise RecipeError(f"the limits of parameter {use.name} are not known;\n  guard the model anew")
-        return Limits.known(use.name, use.parameter, *known[use.name])
+        limits, dim = known[use.name]
+        # A type that cannot hold every number of the other rounds limits inwards, and cuts off clean extremes.
+        if torch.promote_types(limits.dtype, use.parameter.dtype) != limits.dtype:
+            raise RecipeError(
+                f"the limits of parameter {use.name} are {limits.dtype}, too coarse for a parameter that is "
+                f"{use.parameter.dtype} here;\n  load them for model.to({limits.dtype}), or guard the model anew"
+            )
+        return Limits.known(use.name, use.parameter, limits, dim)
 
 
 def _is_limits(user: Node) -> bool:

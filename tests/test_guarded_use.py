@@ -16,6 +16,7 @@ import fitact_fx
 from fitact_fx import guarded as guarding
 from fitact_fx.batches import Batch
 from fitact_fx.campaigns.suffix import UNCHANGED, Suffixes
+from fitact_fx.errors import RecipeError
 from fitact_fx.faults import BitFlip
 from fitact_fx.guarded import limits_of
 from fitact_fx.places import NAMES
@@ -137,6 +138,31 @@ def test_saved_limits_come_back_and_are_not_recorded_anew(tmp_path):
             assert torch.equal(run(loaded, x), run(each, x))
             model.conv.weight[0, 0, 0, 0] = before
         assert torch.equal(run(loaded, x), clean)
+
+
+@pytest.mark.parametrize(
+    ("stored", "used"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+        (torch.float32, torch.float64),
+    ],
+)
+def test_limits_of_a_coarser_type_than_the_parameters_are_refused_and_not_taken_for_theirs(tmp_path, stored, used):
+    fitact_fx.save(fitact_fx.guard(net().to(stored)), tmp_path / "limits")
+    with pytest.raises(RecipeError, match=rf"conv.weight are {stored}.* {used} here.*\n  .*model.to\({stored}\)"):
+        fitact_fx.load(tmp_path / "limits", net().to(used))
+
+
+@pytest.mark.parametrize("used", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_limits_of_a_finer_type_let_every_clean_parameter_pass(tmp_path, used):
+    model = net().double()
+    fitact_fx.save(fitact_fx.guard(model), tmp_path / "limits")
+    loaded = fitact_fx.load(tmp_path / "limits", model.to(used))
+    for name, (limits, *_) in limits_of(loaded).items():
+        assert limits(model.get_parameter(name)) is model.get_parameter(name)
 
 
 def test_an_interrupt_leaves_every_parameter_in_its_place():

@@ -106,6 +106,43 @@ def test_what_cannot_be_guarded_is_named():
     assert set(limits_of(guarded)) == {"1.weight", "1.bias"}
 
 
+class OwnCall(nn.Module):
+    """A module that is called in a way of its own, with code that no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
+
+    def __call__(self, x):
+        return super().__call__(x)
+
+    def forward(self, x):
+        return self.linear(x) * self.scale if x.sum() > -100 else x
+
+
+def test_a_module_with_a_call_of_its_own_runs_without_a_check_and_is_named():
+    model, x = nn.Sequential(OwnCall(), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(2, 4)
+    with pytest.warns(UnprotectedWarning, match="0.scale: OwnCall has a __call__ of its own"):
+        guarded = fitact_fx.guard(model, frontend="partial")
+    assert torch.equal(run(guarded, x), run(model, x))
+    assert {"2.weight", "2.bias"} <= set(limits_of(guarded))
+    assert "0.scale" not in limits_of(guarded)
+
+
+class Unread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.unread = nn.Linear(2, 2), nn.Parameter(torch.full((2,), math.nan))
+        self.empty = nn.Parameter(torch.empty(2, device="meta"))
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def test_a_parameter_that_no_graph_reads_may_hold_anything():
+    assert set(limits_of(fitact_fx.guard(Unread()))) == {"linear.weight", "linear.bias"}
+
+
 def broken():
     model = net()
     model.one.bias.data[3] = math.nan
