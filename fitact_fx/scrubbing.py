@@ -5,10 +5,8 @@ less than a large wrong number. The guard does so in the graph, at each inferenc
 whenever it is called, so that faults do not pile up.
 """
 
-import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,10 +19,9 @@ from fitact_fx.nodes import called_module, stored_at
 from fitact_fx.ownership import owned_copy
 from fitact_fx.passes import apply
 from fitact_fx.passes.guarding import Guard, unguarded
+from fitact_fx.repairs import Cleared, RepairedElement, RepairedElements, RepairedLimit, Scrubbed
 from fitact_fx.traced import TracedModule, joined, parts
 from fitact_fx.tracing import trace
-
-_SHOWN = 10
 
 
 def guard(
@@ -65,75 +62,6 @@ def put_guard(traced: TracedModule, chosen: Guard, stacklevel: int = 2) -> None:
         warnings.warn(message, UnprotectedWarning, stacklevel=stacklevel + 1)
 
 
-@dataclass(frozen=True)
-class RepairedElement:
-    """An element of a parameter that was outside its limits, and is 0 now."""
-
-    tensor: str
-    index: tuple[int, ...]
-    found: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        at = f"{self.tensor}{list(self.index)}"
-        return f"{at} was {self.found:.6g}, outside {self.low:.6g} to {self.high:.6g}: now 0"
-
-
-@dataclass(frozen=True)
-class RepairedLimit:
-    """A number in one copy of a parameter's limits that had other bits than the copies agree on, and has those now.
-
-    `range` counts a parameter's ranges; `side` is "low" or "high".
-    """
-
-    tensor: str
-    copy: str
-    side: str
-    range: int
-    found: float
-    limit: float
-
-    def __str__(self) -> str:
-        at = f"the {self.side} limit of {self.tensor}, range {self.range}, in {self.copy}"
-        return f"{at} was {self.found:.6g}: now {self.limit:.6g}"
-
-
-@dataclass(frozen=True)
-class Scrubbed:
-    """What `scrub` repaired: nothing if it is false. `tensors` is how many parameters it checked."""
-
-    elements: tuple[RepairedElement, ...]
-    limits: tuple[RepairedLimit, ...]
-    tensors: int
-
-    def __len__(self) -> int:
-        return len(self.elements) + len(self.limits)
-
-    def __str__(self) -> str:
-        checked = f"{self.tensors} parameters checked"
-        if not self:
-            return f"{checked}, nothing to repair"
-        rows = [f"  {row}" for row in (*self.elements, *self.limits)[:_SHOWN]]
-        more = [f"  and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
-        what = f"{len(self.elements)} elements and {len(self.limits)} copies of limits repaired"
-        return "\n".join([f"{checked}, {what}:", *rows, *more])
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, for programs; NaN and infinities, which JSON has not, as words."""
-        rows = {"elements": self.elements, "limits": self.limits}
-        return {"tensors": self.tensors} | {
-            name: [{key: _plain(value) for key, value in asdict(row).items()} for row in those]  # type: ignore[call-overload]
-            for name, those in rows.items()
-        }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def scrub(model: nn.Module) -> Scrubbed:
     """Check every guarded parameter of `model` in place, and set what is outside its limits to 0.
 
@@ -145,7 +73,7 @@ def scrub(model: nn.Module) -> Scrubbed:
     """
     if not isinstance(model, nn.Module):
         raise SiteError(f"scrubbed is an nn.Module; got a {type(model).__name__}")
-    elements: list[RepairedElement] = []
+    elements: list[Cleared] = []
     limits: list[RepairedLimit] = []
     checked: dict[Tensor, None] = {}
     with torch.no_grad():
@@ -156,9 +84,9 @@ def scrub(model: nn.Module) -> Scrubbed:
     if not checked:
         raise SiteError(
             f"this {type(model).__name__} has no guard;\n  scrub what fitact_fx.guard returned, or "
-            'harden(..., guard="parameters")'
+            'harden(..., guard="parameters"): a lowered model shares the parameters of what it was made of'
         )
-    return Scrubbed(tuple(elements), tuple(limits), len(checked))
+    return Scrubbed(RepairedElements(elements), tuple(limits), len(checked))
 
 
 def guarded_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Limits]]:
@@ -189,16 +117,15 @@ def _vote(name: str, guarding: Limits) -> Iterator[RepairedLimit]:
                 stored.copy_(voted)
 
 
-def _cleared(name: str, parameter: nn.Parameter, guarding: Limits) -> Iterator[RepairedElement]:
+def _cleared(name: str, parameter: nn.Parameter, guarding: Limits) -> Iterator[Cleared]:
     """Set to 0 what is outside."""
-    low, high = guarding.low_and_high()
-    outside = ~((parameter >= low) & (parameter <= high))
-    if not bool(outside.any()):
+    values = parameter.detach()
+    if guarding.hold(values):
         return
-    places = outside.nonzero()
-    rows = (parameter.detach()[outside], low.expand_as(parameter)[outside], high.expand_as(parameter)[outside])
-    for index, *numbers in zip(places.tolist(), *(each.tolist() for each in rows), strict=True):
-        yield RepairedElement(name, tuple(index), *numbers)
+    low, high = guarding.low_and_high()
+    outside = ~((values >= low) & (values <= high))
+    limits = (each.expand_as(values)[outside] for each in (low, high))
+    yield Cleared(name, outside.nonzero(), values[outside], *limits)
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():  # in this order: the first lets gradients in
         parameter.masked_fill_(outside, 0)
 

@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 # Each line imports only from lines above it. A name is a module of fitact_fx or a whole folder; inside a
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
-unseen errors limits
+unseen errors limits repairs
 guarded
 nodes source ambience graph_lines
 ownership options
 granularity policies batches statistics dimensions traced
-spec holdout codes answers
+spec holdout codes
 bounded injected
 packing clean_accuracy carrying losses probe thresholds
 kinds signature modes guards
@@ -34,7 +34,7 @@ places layout aliasing
 sites hidden ways
 frontends calls
 call_table tracing faults ranges followers points plain_calls
-sides confined percentiles budget unlearned
+sides confined percentiles budget
 descent
 passes learning searching progression hit_words
 schemes injection faulty_outputs scrubbing

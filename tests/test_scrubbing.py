@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fitact_fx
+from fitact_fx import repairs
 from fitact_fx.errors import SiteError
 
 
@@ -83,6 +84,31 @@ def test_a_copy_of_a_limit_that_is_outvoted_is_put_right():
     assert all(torch.equal(copy, before) for copy in limits.copies)
 
 
+def test_a_tensor_that_is_broken_all_over_is_told_of_without_a_record_of_each_element(monkeypatch):
+    model = nn.Sequential(nn.Linear(40, 50), nn.Linear(50, 30)).eval()
+    guarded = fitact_fx.guard(model)
+    with torch.no_grad():
+        model[0].weight.fill_(math.nan)
+        model[1].weight[:, ::2] = math.inf
+    report = fitact_fx.scrub(guarded)
+    every = [("0.weight", (row, column)) for row in range(50) for column in range(40)]
+    every += [("1.weight", (row, column)) for row in range(30) for column in range(0, 50, 2)]
+    assert [(row.tensor, row.index) for row in report.elements] == every
+    for place in (0, 1999, 2000, 2749, -1, -750, -751):
+        assert (report.elements[place].tensor, report.elements[place].index) == every[place]
+    assert [row.index for row in report.elements[1998:2002]] == [index for _, index in every[1998:2002]]
+    with pytest.raises(IndexError):
+        report.elements[2750]
+    made = []
+    kind = repairs.RepairedElement
+    monkeypatch.setattr(repairs, "RepairedElement", lambda *numbers: made.append(numbers) or kind(*numbers))
+    assert len(report) == 2750
+    told = str(report)
+    assert "0.weight[0, 9] was nan" in told
+    assert told.endswith("and 2740 more")
+    assert len(made) == 10
+
+
 def test_a_scrubbed_model_gives_what_its_guard_gave():
     model, x = net(), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     guarded = fitact_fx.harden(model, "layer", "ranger", [x], guard="parameters")
@@ -107,3 +133,18 @@ def test_a_model_without_guard_is_refused():
         fitact_fx.scrub(net())
     with pytest.raises(SiteError, match=r"an nn\.Module; got a OrderedDict"):
         fitact_fx.scrub(net().state_dict())
+
+
+def test_a_lowered_model_is_scrubbed_through_what_it_was_made_of():
+    model, x = net(), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    guarded = fitact_fx.guard(model)
+    torch.compiler.reset()
+    fast = fitact_fx.lower(guarded, x, backend="eager")
+    planted(model)
+    with torch.no_grad():
+        expected = fast(x)
+        with pytest.raises(SiteError, match="a lowered model shares the parameters of what it was made of"):
+            fitact_fx.scrub(fast)
+        assert len(fitact_fx.scrub(guarded)) == 3
+        assert torch.equal(fast(x), expected)
+        assert torch.allclose(model(x), expected, atol=1e-6)
