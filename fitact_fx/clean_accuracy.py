@@ -1,4 +1,4 @@
-"""What bounds cost while nothing is faulty: the accuracy on samples that nothing was learned from."""
+"""What bounds cost while nothing is faulty, on samples that nothing was learned from: accuracy, and moved outputs."""
 
 from functools import partial
 
@@ -34,6 +34,23 @@ def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
 def _clean_answers(hard: nn.Module, batch: Batch) -> Tensor:
     with exchanged(hard, Pass()):
         return logits_of(batch.run(hard)).argmax(1)
+
+
+def distortion_of(hard: nn.Module, holdout: Holdout) -> float:
+    """How far the bounds move the held-out samples' outputs: the mean square, over the variance without bounds."""
+    moved = total = squares = 0.0
+    count = 0
+    with torch.no_grad():
+        for batch in holdout.held_out_batches():
+            scores = logits_of(batch.run(hard)).double()
+            with exchanged(hard, Pass()):
+                clean = logits_of(batch.run(hard)).double()
+            moved += float((scores - clean).square().sum())
+            total += float(clean.sum())
+            squares += float(clean.square().sum())
+            count += clean.numel()
+    variance = squares / max(1, count) - (total / max(1, count)) ** 2
+    return moved / max(1, count) / max(variance, 1e-12)
 
 
 def check_max_drop(max_drop: object) -> None:

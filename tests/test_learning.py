@@ -114,6 +114,38 @@ def test_bounds_that_break_the_limit_are_never_returned(model, max_drop):
     assert record.kept < 1.0, "this learning is greedy enough that the limit must have held it back"
 
 
+def distance_by_numpy(hard, model, x):
+    """The mean square between the outputs, over the variance of the model's own."""
+    with torch.no_grad():
+        clean, bounded = (network(x).double().numpy() for network in (model, hard))
+    return ((bounded - clean) ** 2).mean() / clean.var()
+
+
+@pytest.mark.parametrize("distortion", [0.0, 0.01, 0.1])
+def test_bounds_that_move_the_outputs_farther_than_the_limit_are_never_returned(model, distortion):
+    data = in_batches(*problem())
+    greedy = FitAct(learning=Learning(steps=30, learning_rate=0.1, tightening=50.0, distortion=distortion))
+    hard = calibrated(model, data, greedy)
+    record = fitact_fx.post_train(hard, data, max_drop=0.5)
+    moved = distance_by_numpy(hard, model, torch.cat([batch.args[0] for batch in held_out_part(data)]))
+    assert moved <= distortion
+    assert record.distortion == pytest.approx(moved, rel=1e-3, abs=1e-12)
+    assert record.kept < 1.0, "the accuracy alone would have let them go all the way"
+
+
+def test_the_limit_on_outputs_needs_no_more_than_it_takes(model):
+    data = in_batches(*problem())
+    x = torch.cat([batch.args[0] for batch in held_out_part(data)])
+    hard = calibrated(model, data, FitAct(learning=Learning(steps=30, learning_rate=0.05, distortion=0.015)))
+    record = fitact_fx.post_train(hard, data, max_drop=0.5)
+    assert 0 < record.kept < 1
+    further = calibrated(model, data)
+    start, learned = (fitact_fx.bounds(each)["relu"][1] for each in (further, hard))
+    theta = torch.where(start > 0, (learned / start).log() / record.kept, 0.0)
+    fitact_fx.set_bounds(further, {"relu": (None, start * torch.exp(theta * (record.kept + 1 / 16)))})
+    assert distance_by_numpy(further, model, x) > 0.015, "a sixteenth more of the way is too far"
+
+
 def test_calibrated_bounds_that_cost_too_much_already_are_refused_and_stay(model):
     data = in_batches(*problem())
     hard = fitact_fx.harden(model, scheme=QUICK)
