@@ -32,20 +32,20 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Seconds of one call, the mean of so many."""
-    start = time.perf_counter()
+    """Seconds of one call, the mean of so many, in this thread's own time: what else the machine does counts less."""
+    start = time.thread_time()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - start) / repeats
+    return (time.thread_time() - start) / repeats
 
 
-def ratios(plain: Callable[[], Any], guarded: Callable[[], Any], rounds: int, repeats: int) -> list[float]:
-    """Guarded over plain, each pair measured one right after the other, in turns which goes first."""
-    found = []
+def in_turns(runs: list[Callable[[], Any]], rounds: int, repeats: int) -> np.ndarray:
+    """Seconds of each call, (rounds, runs): in a round one right after the other, in turns which goes first."""
+    found = np.empty((rounds, len(runs)))
     for number in range(rounds):
-        order = (plain, guarded) if number % 2 else (guarded, plain)
-        taken = {run: seconds(run, repeats) for run in order}
-        found.append(taken[guarded] / taken[plain])
+        order = range(len(runs)) if number % 2 else reversed(range(len(runs)))
+        for place in order:
+            found[number, place] = seconds(runs[place], repeats)
     return found
 
 
@@ -60,29 +60,30 @@ def cost_rows(name: str, model: torch.nn.Module, batches: list[int], rounds: int
             "eager": (plain, guarded),
             "compiled": (torch.compile(plain, fullgraph=True), fitact_fx.lower(guarded, x)),
         }
-        for way, (one, other) in ways.items():
+        for way, pair in ways.items():
             with torch.inference_mode():
-                runs = [lambda run=run, x=x: run(x) for run in (one, other)]
+                runs = [lambda run=run, x=x: run(x) for run in pair]
                 for run in runs:
                     run()
-                repeats = 20 if batch == 1 else 1
-                once = seconds(runs[0], repeats)
-                median, low, high = interval(ratios(runs[0], runs[1], rounds, repeats))
-            rows.append(f"| {name} | {batch} | {way} | {1e3 * once:.2f} | {median:.3f} | {low:.3f} to {high:.3f} |")
+                taken = in_turns(runs, rounds, 20 if batch == 1 else 1)
+            once = 1e3 * float(np.median(taken[:, 0]))
+            median, low, high = interval(list(taken[:, 1] / taken[:, 0]))
+            rows.append(f"| {name} | {batch} | {way} | {once:.2f} | {median:.3f} | {low:.3f} to {high:.3f} |")
     return rows
 
 
 def scrub_row(name: str, model: torch.nn.Module, rounds: int) -> str:
     """How long a scrub takes that finds nothing, and as a share of an inference of 1 and of 128 images."""
     plain, guarded = fitact_fx.trace(model), fitact_fx.guard(model)
-    taken = [seconds(lambda: fitact_fx.scrub(guarded), 1) for _ in range(max(5, rounds))]
-    median, low, high = interval([1e3 * each for each in taken])
-    shares = []
-    for batch in (1, 128):
-        x = torch.randn(batch, 3, 32, 32)
-        with torch.inference_mode():
-            shares.append(median / (1e3 * min(seconds(lambda x=x: plain(x), 1) for _ in range(5))))
-    return f"| {name} | {median:.2f} ({low:.2f} to {high:.2f}) | {shares[0]:.0%} | {shares[1]:.1%} |"
+    inputs = [torch.randn(batch, 3, 32, 32) for batch in (1, 128)]
+    with torch.inference_mode():
+        runs = [lambda: fitact_fx.scrub(guarded), *(lambda x=x: plain(x) for x in inputs)]
+        for run in runs:
+            run()
+        taken = in_turns(runs, max(5, rounds), 1)
+    median, low, high = interval(list(1e3 * taken[:, 0]))
+    one, many = (float(np.median(taken[:, 0] / taken[:, place])) for place in (1, 2))
+    return f"| {name} | {median:.2f} ({low:.2f} to {high:.2f}) | {one:.0%} | {many:.1%} |"
 
 
 def byte_rows(name: str, model: torch.nn.Module) -> list[str]:
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
+    torch.set_num_threads(1)  # of whose time alone a thread can tell
     costs, scrubs, sizes, held = [], [], [], []
     for name in asked.networks:
         file = asked.data / "models" / f"{name}-cifar10.safetensors"
@@ -131,8 +133,8 @@ def main() -> None:
 
 `python tools/measure_guard.py {" ".join("DIR" if each == str(asked.data) else each for each in sys.argv[1:])}`
 
-torch {torch.__version__}, {torch.get_num_threads()} thread(s) of the CPU. Ratios are medians over {asked.rounds} pairs,
-each pair measured one right after the other, with a 95 % bootstrap interval of the median.
+torch {torch.__version__}, {torch.get_num_threads()} thread(s) of the CPU, in that thread's own time. Ratios are medians
+over {asked.rounds} pairs, each pair measured one right after the other, with a 95 % bootstrap interval of the median.
 
 | network | batch | way | without, ms | guarded / without | interval |
 | --- | ---: | --- | ---: | ---: | --- |
