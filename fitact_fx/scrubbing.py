@@ -32,11 +32,12 @@ def guard(
 ) -> TracedModule:
     """A copy of `model` that checks every parameter before it is used: what is outside its range now counts as 0.
 
-    Outside are NaN and infinity too. Clean outputs are the model's own, bit for bit. `limits`: "channel" for a range
-    per output channel (each index of a parameter's dimension 0, or 1 for a transposed convolution), "tensor" for one
-    per tensor; a tensor with fewer than two dimensions has one range. The limits are stored three times and voted on
-    bit by bit, so that one corrupted copy changes nothing. They are those of the parameters as they are: guard anew
-    after training them or loading others.
+    Outside are NaN and infinity too. Clean outputs are the model's own, bit for bit; those of a TransformerEncoderLayer
+    are what it gives with torch's fast path off. `limits`: "channel" for a range per output channel (each index of a
+    parameter's dimension 0, or 1 for a transposed convolution), "tensor" for one per tensor; a tensor with fewer than
+    two dimensions has one range. The limits are stored three times and voted on bit by bit, so that one corrupted copy
+    changes nothing. They are those of the parameters as they are: guard anew after training them or loading others. A
+    model that writes to a guarded parameter when it runs raises SiteError then.
 
     Parameters are shared with `model`, and keep their names. `example_inputs` and `frontend` are those of `trace`; a
     hardened model keeps its bounds. Parameters that cannot be guarded, such as those of an embedding with max_norm,
