@@ -6,10 +6,10 @@ from typing import Any
 
 from fitact_fx.errors import RecipeError
 from fitact_fx.faults import find_format
+from fitact_fx.holdout import FEWEST_SAMPLES
 from fitact_fx.options import SHARE, Span, check_numbers, check_whole
 
 FEWEST_IMAGES = 32  # that a search may ask for
-FEWEST_SAMPLES = 16  # that the data must have for it
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ and in every pass over a shuffling DataLoader, and copies of a sample fall on on
 augmentation makes new samples at every pass, and these fall on either side.)
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ import torch
 
 from fitact_fx.batches import IGNORED, Batch, as_batches, labelled_alike
 from fitact_fx.errors import CalibrationError
+
+FEWEST_SAMPLES = 16  # to learn from: bounds that fit fewer say nothing about any other
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Holdout:
 
     @classmethod
     def of(cls, data: object, share: float) -> "Holdout":
-        """Hold out `share` of the samples, at least one; CalibrationError if that leaves none to learn from.
+        """Hold out `share` of the samples, at least one; CalibrationError if that leaves too few to learn from.
 
         Nor may some batches have labels and others none.
         """
@@ -45,7 +48,12 @@ class Holdout:
                 f"of the {len(digests)} samples in the data, {len(set(digests))} differ: too few to learn from some "
                 "and check on others;\n  pass more data"
             )
-        return cls(data, threshold, held_out, len(digests) - held_out, labelled)
+        if (learned := len(digests) - held_out) < FEWEST_SAMPLES:
+            raise CalibrationError(
+                f"{learned} samples are too few to learn from, beside {held_out} to check on;\n"
+                f'  pass {math.ceil(FEWEST_SAMPLES / (1 - share))} or more, or take the ranges seen: scheme="ranger"'
+            )
+        return cls(data, threshold, held_out, learned, labelled)
 
     def learning_batches(self, size: int) -> Iterator[Batch]:
         """The samples to learn from, over and over, at most `size` at a time."""

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fitact_fx.bounded import bounded_sites, exchanged
-from fitact_fx.budget import FEWEST_IMAGES, FEWEST_SAMPLES, Search
+from fitact_fx.budget import Search
 from fitact_fx.clean_accuracy import check_max_drop, too_costly
 from fitact_fx.confined import only_bounds_change
 from fitact_fx.errors import CalibrationError
@@ -197,9 +197,4 @@ def _holdout(data: object, search: Search) -> Holdout:
     holdout = Holdout.of(data, _HELD_OUT)
     if holdout.held_out > search.held_out:
         holdout = Holdout.of(data, search.held_out / (holdout.held_out + holdout.learned))
-    if holdout.learned < FEWEST_SAMPLES:
-        raise CalibrationError(
-            f"{holdout.learned} samples are too few to search thresholds on;\n"
-            f"  pass {FEWEST_IMAGES} or more, or take a share of the maximum: ClipAct(share=0.5)"
-        )
     return holdout

@@ -106,3 +106,14 @@ def test_a_label_that_is_no_class_is_refused_with_the_batch_it_came_in(scheme: A
     fitact_fx.calibrate(hard, data)
     with pytest.raises(CalibrationError, match=r"^batch [23]: label 7 is none of 5 classes"):
         fitact_fx.post_train(hard, data)
+
+
+@ALL_SCHEMES
+def test_a_handful_of_samples_is_too_little_to_learn_from(scheme: Any) -> None:
+    hard = fitact_fx.harden(network(), scheme=scheme)
+    fitact_fx.calibrate(hard, [X])
+    with pytest.raises(
+        CalibrationError, match=r"^15 samples are too few to learn from, beside 4 to check on;\n  pass 20"
+    ):
+        fitact_fx.post_train(hard, [X[:19]])
+    assert fitact_fx.post_train(hard, [X[:20]], max_drop=0.99).held_out == 4

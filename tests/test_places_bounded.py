@@ -94,7 +94,8 @@ class TestValues:
 
     def test_linear_sites_alone_are_saved_and_loaded(self, tmp_path: Path) -> None:
         model = Cnn().eval()
-        hard = harden(model, sites="linear", data=[IMAGES])
+        hard = harden(model, sites="linear")
+        fitact_fx.calibrate(hard, [IMAGES])
         fitact_fx.save(hard, tmp_path / "bounds")
         loaded = fitact_fx.load(tmp_path / "bounds", model)
         assert list(fitact_fx.bounds(loaded)) == ["conv1", "conv2", "fc"]

@@ -164,7 +164,8 @@ def test_words_in_activations_are_those_that_pass_the_node(model: nn.Module, ima
 
 
 def test_both_sides_of_a_bound_and_memory_are_hit_at_once(model: nn.Module, images: Tensor) -> None:
-    hard = fitact_fx.harden(model, data=[images])
+    hard = fitact_fx.harden(model)
+    fitact_fx.calibrate(hard, [images])
     nodes = with_nodes(with_nodes(hard, ["2"], "before", "q15.16", (images,)), ["2"], "after", "q15.16", (images,))
     places = [("2@before", (0, 1, 2, 3), 30), ("2@after", 5, 20), ("4.bias", 0, 29)]
     faults = BitFlip(places=places).draw(nodes)
