@@ -35,6 +35,21 @@ def test_clean_outputs_and_names_are_the_models_own(kind, limits, frontend):
 
 
 @pytest.mark.parametrize("kind", [Net, Sequences])
+def test_clean_outputs_and_gradients_are_the_models_own_where_copies_stand_in_for_all_parameters(kind, monkeypatch):
+    """As on a GPU, which would have to be waited for if its parameters were asked."""
+    monkeypatch.setattr(Limits, "hold", lambda *_: False)
+    model, x = net(kind), inputs(kind)
+    guarded = fitact_fx.guard(model)
+    for _ in range(2):
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode(), slow_path():
+                assert torch.equal(guarded(x), model(x))
+        found = [torch.autograd.grad(each(x).square().sum(), list(each.parameters())) for each in (guarded, model)]
+        assert equal(*found)
+    assert dict(guarded.named_parameters()) == dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", [Net, Sequences])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e30])
 def test_a_wrong_element_anywhere_counts_as_zero(kind, wrong):
     model, x = net(kind), inputs(kind)
