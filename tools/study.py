@@ -6,9 +6,11 @@
     python tools/study.py beyond --data DIR          logits, drawn faults, corrections: past the paper
     python tools/study.py storage --data DIR         bounds in 32, 16 and 8 bits
     python tools/study.py policies --data DIR        what happens beyond the bound
+    python tools/study.py search --data DIR          what more of a search finds for Clip-Act
     python tools/study.py transformer --data DIR --weights vit-cifar10.safetensors
 
-DIR as in tools/paper.py. Bounds come from training images, every figure from test images. Writes
+DIR and `--store` as in tools/paper.py: protections that were made for the paper's experiment are taken from there.
+Bounds come from training images, every figure from test images. Writes
 tools/results/study_<name>.md and .json; another format than Q15.16 stands behind the name.
 """
 
@@ -27,7 +29,7 @@ from fitact_fx.campaigns import CampaignResult
 from fitact_fx.faults import BitFlip
 from fitact_fx.models import load_cifar10
 
-STUDIES = ("data", "guard", "activations", "beyond", "storage", "policies", "transformer")
+STUDIES = ("data", "guard", "activations", "beyond", "storage", "policies", "search", "transformer")
 RESULTS = Path(__file__).parent / "results"
 BATCH = 250
 
@@ -36,6 +38,7 @@ def main() -> None:
     """Make the variants, run the campaign, write the page."""
     options = _options()
     torch.set_num_threads(options.threads)
+    options.store.mkdir(parents=True, exist_ok=True)
     study: Any = import_module(f"study_{options.study}")
     cifar = load_cifar10(options.data / "data" / "cifar10.npz")
     variants, notes = study.variants(options, cifar)
@@ -104,6 +107,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--store", type=Path, default=Path(".paper"), help="where protections are kept")
     parser.add_argument("--weights", type=Path, help="of the transformer; tools/train_cifar10.py vit makes them")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--images", type=int, default=500)

@@ -3,7 +3,7 @@
 import argparse
 
 from paper_networks import NETWORKS
-from paper_variants import Data
+from paper_variants import SEED, Data, made
 from torch import nn
 
 import fitact_fx
@@ -24,24 +24,22 @@ LEARNINGS = {
 def variants(options: argparse.Namespace, cifar: Cifar10) -> tuple[dict[str, nn.Module], list[str]]:
     """FitAct as it is, and each idea by itself; the guard with and without bounded logits."""
     model = NETWORKS["resnet20"].load(options.data)
-    train = Data.of(cifar, "cpu").batches
+    train = Data.of(cifar, "cpu")
     logits = ("activations", "logits")
-    made: dict[str, nn.Module] = {
-        "neuron maxima": fitact_fx.harden(model),
+    variants = {name: made(name, model, train, options.store, "resnet20") for name in ("neuron maxima", "FitAct")}
+    new = {
         "neuron maxima + logits": fitact_fx.harden(model, sites=logits),
-        "FitAct": fitact_fx.harden(model),
         "FitAct + logits": fitact_fx.harden(model, sites=logits),
         **{f"FitAct, {name}": fitact_fx.harden(model, scheme=FitAct(learning=how)) for name, how in LEARNINGS.items()},
     }
     notes = []
-    for name, hard in made.items():
-        fitact_fx.calibrate(hard, train)
+    for name, hard in new.items():
+        fitact_fx.calibrate(hard, train.batches)
         if name.startswith("FitAct"):
-            notes.append(f"- {name}: {fitact_fx.post_train(hard, train, seed=0)}")
-    for name, limits in (("guard, per channel", "channel"), ("guard, per tensor", "tensor")):
-        made[name] = fitact_fx.guard(model, limits=limits)
+            notes.append(f"- {name}: {fitact_fx.post_train(hard, train.batches, seed=SEED)}")
+    variants |= new | {"guard": fitact_fx.guard(model)}
     for name, sites in (("FitAct", "activations"), ("FitAct + logits", logits)):
         both = fitact_fx.harden(model, sites=sites, guard="parameters")
-        fitact_fx.set_bounds(both, fitact_fx.bounds(made[name]))
-        made[f"{name} + guard"] = both
-    return made, ["Learning:\n", "\n".join(notes)]
+        fitact_fx.set_bounds(both, fitact_fx.bounds(variants[name]))
+        variants[f"{name} + guard"] = both
+    return variants, ["Learning:\n", "\n".join(notes)]

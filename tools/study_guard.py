@@ -3,7 +3,7 @@
 import argparse
 
 from paper_networks import NETWORKS
-from paper_variants import Data
+from paper_variants import Data, made
 from torch import nn
 
 import fitact_fx
@@ -17,9 +17,8 @@ REFERENCE = "guard, per channel"
 def variants(options: argparse.Namespace, cifar: Cifar10) -> tuple[dict[str, nn.Module], list[str]]:
     """FitAct's bounds alone and with a guard, and the guard with limits per channel and per tensor."""
     model = NETWORKS["resnet20"].load(options.data)
-    fitact = fitact_fx.harden(model, data=Data.of(cifar, "cpu").batches)
-    both = fitact_fx.harden(model, guard="parameters")
-    fitact_fx.set_bounds(both, fitact_fx.bounds(fitact))
+    train = Data.of(cifar, "cpu")
+    fitact, both = (made(name, model, train, options.store, "resnet20") for name in ("FitAct", "FitAct + guard"))
     return {
         "none": model,
         "FitAct": fitact,

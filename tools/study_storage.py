@@ -4,7 +4,7 @@ import argparse
 import copy
 
 from paper_networks import NETWORKS
-from paper_variants import Data
+from paper_variants import Data, made
 from torch import nn
 
 import fitact_fx
@@ -13,20 +13,18 @@ from fitact_fx.models import Cifar10
 TITLE = "Bounds in fewer bytes (ResNet-20)"
 RATES = (1e-6, 1e-5, 3e-5)
 REFERENCE = "neuron, float32"
+BOUNDS = {"neuron": "FitAct", "channel": "FitAct (channel)", "layer": "FitAct (layer)", "ProAct": "ProAct"}
 STORED = ("float32", "bfloat16", "int8")
 
 
 def variants(options: argparse.Namespace, cifar: Cifar10) -> tuple[dict[str, nn.Module], list[str]]:
     """FitAct's learned neuron bounds in three formats, channel and layer bounds, and ProAct's mixture."""
     model = NETWORKS["resnet20"].load(options.data)
-    train = Data.of(cifar, "cpu").batches
-    made: dict[str, nn.Module] = {}
-    for granularity in ("neuron", "channel", "layer"):
-        learned = fitact_fx.harden(model, granularity=granularity, data=train)
-        for stored in STORED if granularity == "neuron" else ("float32", "int8"):
-            made[f"{granularity}, {stored}"] = copy.deepcopy(learned)
-            fitact_fx.store_bounds(made[f"{granularity}, {stored}"], stored)
-    made["ProAct, float32"] = fitact_fx.harden(model, scheme="proact", data=train)
-    made["ProAct, int8"] = copy.deepcopy(made["ProAct, float32"])
-    fitact_fx.store_bounds(made["ProAct, int8"], "int8")
-    return made, []
+    train = Data.of(cifar, "cpu")
+    variants: dict[str, nn.Module] = {}
+    for title, name in BOUNDS.items():
+        learned = made(name, model, train, options.store, "resnet20")
+        for stored in STORED if title == "neuron" else ("float32", "int8"):
+            variants[f"{title}, {stored}"] = copy.deepcopy(learned)
+            fitact_fx.store_bounds(variants[f"{title}, {stored}"], stored)
+    return variants, []
