@@ -37,7 +37,9 @@ SHARE = Span(0, 1, with_low=True)
 
 def check_seed(seed: object) -> None:
     """RecipeError unless `seed` is a whole number that torch's generators take."""
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
+    # NumPy's whole numbers are Integral, and no int.
+    is_whole = not isinstance(seed, bool) and isinstance(seed, Integral)
+    if not is_whole or not -(2**63) <= int(seed) < 2**64:  # type: ignore[call-overload]
         raise RecipeError(f"seed is {seed!r};\n  give a whole number of 64 bits at most")
 
 

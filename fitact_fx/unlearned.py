@@ -5,6 +5,7 @@ silence would look like safety.
 """
 
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ def _drop_on(hard: nn.Module, data: object) -> tuple[float, int]:
             scores = logits_of(batch.run(hard))
             with exchanged(hard, Pass()):
                 clean = logits_of(batch.run(hard))
-            classes = right_classes(batch, clean, lambda clean=clean: clean.argmax(1))
+            classes = right_classes(batch, clean, partial(clean.argmax, 1))
             lost += right_answers(clean, classes) - right_answers(scores, classes)
             count += int((classes != IGNORED).sum())
             samples += batch.size
