@@ -1,6 +1,6 @@
 """Bounds that hold further on: what a site takes over from the sites that its values come from."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
@@ -28,12 +28,17 @@ def carry(sites: Mapping[str, Bounded], changed: Collection[str] | None = None) 
 def carried(sources: Collection[Bounded], includes_zero: bool) -> tuple[float | None, float | None]:
     """(lower, upper) of what is made of these sites' values; `includes_zero` if zeros are among them."""
     zero = [0.0] if includes_zero else []
-    lows, highs = [_least(source) for source in sources], [_greatest(source) for source in sources]
-    lower = None if None in lows else min([*lows, *zero])  # type: ignore[type-var]
-    upper = None if None in highs else max([*highs, *zero])  # type: ignore[type-var]
-    if all(source.lower is None for source in sources):
-        lower = None  # the carrier has the same least value
+    upper = _extreme(max, [_greatest(source) for source in sources], zero)
+    lower = None  # where no source has one, the carrier has their least value by itself
+    if any(source.lower is not None for source in sources):
+        lower = _extreme(min, [_least(source) for source in sources], zero)
     return (lower, upper) if (lower, upper) != (None, None) else (-torch.inf, torch.inf)
+
+
+def _extreme(of: Callable[[list[float]], float], ends: list[float | None], zero: list[float]) -> float | None:
+    """The least or the greatest of these ends, and of zero; None, a free side, where one of them is free."""
+    held = [end for end in ends if end is not None]
+    return of([*held, *zero]) if len(held) == len(ends) else None
 
 
 def _least(source: Bounded) -> float | None:

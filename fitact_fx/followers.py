@@ -8,7 +8,7 @@ to leave the range on clean data.
 """
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -124,10 +124,16 @@ def _is_torchs(node: Node) -> bool:
     return node.op == "call_method" or (node.op == "call_function" and node.target in _FUNCTIONS)
 
 
-def _option(node: Node, name: str, position: int, default: object) -> object:
+# Where torch's functions and operators take each option of a pool, the pooled tensor at 0.
+_MAX_POOL = {"padding": 3, "dilation": 4, "return_indices": 6}
+_ADAPTIVE_MAX_POOL = {"return_indices": 2}
+_AVERAGE_POOL = {"padding": 3, "count_include_pad": 5, "divisor_override": 6}
+
+
+def _option(node: Node, positions: Mapping[str, int], name: str, default: object) -> object:
     if node.op == "call_module":
         return getattr(called_module(node), name, default)
-    given = argument(node, position, name)
+    given = argument(node, positions[name], name)
     return default if given is None else given
 
 
@@ -137,25 +143,26 @@ def _is_none(padding: object) -> bool:
 
 def _is_max_pool(node: Node) -> bool:
     """A window that is spread out may lie in the padding alone, whose value is minus infinity."""
-    dilation = _option(node, "dilation", 4, 1)
+    dilation = _option(node, _MAX_POOL, "dilation", 1)
     is_dense = dilation == 1 or (isinstance(dilation, tuple | list) and all(each == 1 for each in dilation))
-    no_indices = _option(node, "return_indices", 6, False) is False
-    return no_indices and (is_dense or _is_none(_option(node, "padding", 3, 0)))
+    no_indices = _option(node, _MAX_POOL, "return_indices", False) is False
+    return no_indices and (is_dense or _is_none(_option(node, _MAX_POOL, "padding", 0)))
 
 
 def _is_adaptive_max_pool(node: Node) -> bool:
-    return _option(node, "return_indices", 2, False) is False
+    return _option(node, _ADAPTIVE_MAX_POOL, "return_indices", False) is False
 
 
 def _is_average_pool(node: Node) -> bool:
-    return _option(node, "divisor_override", 6, None) is None
+    return _option(node, _AVERAGE_POOL, "divisor_override", None) is None
 
 
 def _pads_with_zero(node: Node) -> bool:
     """Whether this is an average pool that counts the zeros it pads with."""
     if _RULES.get(operator_name(node)) is not _is_average_pool:
         return False
-    return _option(node, "count_include_pad", 5, True) is not False and not _is_none(_option(node, "padding", 3, 0))
+    counts = _option(node, _AVERAGE_POOL, "count_include_pad", True) is not False
+    return counts and not _is_none(_option(node, _AVERAGE_POOL, "padding", 0))
 
 
 def _keeps_type(node: Node) -> bool:

@@ -222,6 +222,33 @@ def test_a_source_that_is_set_by_hand_takes_its_followers_along_but_those_set_th
     assert set(ranges(hard).values()) == {(-np.inf, np.inf)}
 
 
+def of_each(first: tuple, second: tuple) -> tuple:
+    """What a concatenation of a ReLU and a GELU carries, when these are set by hand."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([self.relu(x), self.gelu(x)])
+
+    hard = fitact_fx.harden(module(forward, relu=nn.ReLU(), gelu=nn.GELU()).eval(), scheme="ranger", data=[X])
+    fitact_fx.set_bounds(hard, {"relu": first, "gelu": second})
+    return fitact_fx.bounds(hard)["cat"]
+
+
+@pytest.mark.parametrize(
+    ("relu", "gelu", "carried"),
+    [
+        ((None, 2.0), (-0.25, 3.0), (-0.25, 3.0)),
+        ((None, 2.0), (0.5, 1.0), (0.0, 2.0)),
+        ((0.25, 2.0), (0.5, 1.0), (0.25, 2.0)),
+        ((None, 2.0), (None, 3.0), (None, 3.0)),
+        ((0.25, None), (0.5, 1.0), (0.25, None)),
+        ((0.25, 2.0), (None, 1.0), (None, 2.0)),
+        ((0.25, None), (None, 1.0), (-np.inf, np.inf)),
+    ],
+)
+def test_a_side_that_is_free_in_one_source_is_free_behind_a_join(relu: tuple, gelu: tuple, carried: tuple) -> None:
+    assert of_each(relu, gelu) == carried
+
+
 def test_followers_are_saved_loaded_and_lowered(tmp_path) -> None:
     hard = fitact_fx.harden(joined(), scheme=Ranger(percentile=99.0), data=[X])
     fitact_fx.save(hard, tmp_path / "bounds")
