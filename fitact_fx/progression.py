@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fitact_fx.batches import Batch, logits_of
 from fitact_fx.bounded import Bounded, exchanged
-from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, too_costly
+from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, too_costly, within
 from fitact_fx.confined import only_bounds_change
 from fitact_fx.descent import Step, check_learning, descend
 from fitact_fx.holdout import Holdout
@@ -139,7 +139,7 @@ class _Back:
         with exchanged(self.hard, Pass()):
             self.clean = accuracy_of(self.hard, self.holdout)
         self.start = self.now = accuracy_of(self.hard, self.holdout)
-        if self.clean - self.start > self.max_drop + _ROUNDING:
+        if not within(self.clean - self.start, self.max_drop):
             raise too_costly(self.clean - self.start, self.max_drop, self.holdout)
         batches = self.holdout.learning_batches(self.learning.samples)
         sites = list(dict.fromkeys(side.site for side in sides if side.movable.any()))
@@ -205,7 +205,4 @@ class _Back:
 
     def _holds(self, accuracy: float) -> bool:
         moved, drop = abs(accuracy - self.start), self.clean - accuracy
-        return moved <= self.tolerance + _ROUNDING and drop <= self.max_drop + _ROUNDING
-
-
-_ROUNDING = 1e-9  # 198/200 - 197/200 is a little more than 0.005
+        return within(moved, self.tolerance) and within(drop, self.max_drop)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fitact_fx.bounded import bounded_sites, exchanged
 from fitact_fx.budget import Search
-from fitact_fx.clean_accuracy import check_max_drop, too_costly
+from fitact_fx.clean_accuracy import check_max_drop, too_costly, within
 from fitact_fx.confined import only_bounds_change
 from fitact_fx.errors import CalibrationError
 from fitact_fx.faults import BitFlip
@@ -148,7 +148,7 @@ def _best(
     for edge in sorted(areas, key=lambda edge: (areas[edge], edge), reverse=True):
         if edge not in allowed:
             site.put(float(edge))
-            allowed[edge] = trials.drop() <= trials.max_drop
+            allowed[edge] = within(trials.drop(), trials.max_drop)
         if allowed[edge]:
             return edge
     raise AssertionError("the site's maximum is allowed")
@@ -164,10 +164,10 @@ class _Trials:
         self.hard, self.holdout = hard, _holdout(data, search)
         self.scored = Probe.of(hard, picked(self.holdout, search.images))
         self.checked = Probe.of(hard, list(self.holdout.held_out_batches()))
-        self.max_drop = max_drop + 1e-9  # 198/200 - 197/200 is a little more than 0.005
+        self.max_drop = max_drop
         with exchanged(hard, Pass()):
             self.clean = self.checked.accuracy(hard)
-        if (drop := self.drop()) > self.max_drop:
+        if not within(drop := self.drop(), max_drop):
             raise too_costly(drop, max_drop, self.holdout)
         each = [rate for rate in search.rates for _ in range(search.draws)]
         self.faults = [
