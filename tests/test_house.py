@@ -23,7 +23,7 @@ guarded
 nodes source ambience graph_lines
 ownership options
 granularity policies batches statistics dimensions traced
-spec holdout codes
+spec holdout codes answers
 bounded injected
 packing clean_accuracy carrying losses probe thresholds
 kinds signature modes guards
@@ -34,7 +34,7 @@ places layout aliasing
 sites hidden ways
 frontends calls
 call_table tracing faults ranges followers points plain_calls
-sides confined percentiles budget
+sides confined percentiles budget unlearned
 descent
 passes learning searching progression hit_words
 schemes injection faulty_outputs scrubbing
