@@ -146,9 +146,9 @@ def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, s
     The clean accuracy on a held-out part of `batches` never falls by more than `max_drop` (a share:
     0.005 is half a point). Every held-out sample counts: where one has no label (its batch has none, or all of its own
     are -100), the clean model's own answers are the right ones. Where only some of a sample's labels are -100, they
-    mark places that mean nothing, such as padding, which are left out. On images that the network was trained on the
-    accuracy falls less than on new ones (learned neuron bounds of a ResNet-32: 0.37 points there, 0.97 on test
-    images): give images that are new to the network, or allow less.
+    mark places that mean nothing, such as padding, which are left out. A network is right about images that it was
+    trained on whatever bounds do to it, so FitAct holds to how far its outputs are moved as well (see
+    `Learning.distortion`); other schemes see the accuracy alone, so give images that are new to the network, or allow less.
 
     On any error no bound has changed. Raises RecipeError for a `max_drop` that is no share, a `seed` that is no whole
     number, and where the scheme learns nothing; SiteError for bounds that are not set; CalibrationError for too little
