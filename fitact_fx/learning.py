@@ -30,7 +30,7 @@ from fitact_fx.descent import Step, check_learning, descend
 from fitact_fx.faults import BitFlip, find_format
 from fitact_fx.holdout import Holdout
 from fitact_fx.losses import clean_scores, distance, label_loss, require_targets, share_moved
-from fitact_fx.options import NOT_NEGATIVE, SHARE, check_numbers
+from fitact_fx.options import NOT_NEGATIVE, SHARE, check_flags, check_numbers
 from fitact_fx.policies import Pass, Smooth
 from fitact_fx.sides import Side, mean_of, put_all, sides_to_learn
 
@@ -76,6 +76,7 @@ class Learning:
         check_learning(self)
         check_numbers(self, SHARE, "fault_rate")
         check_numbers(self, NOT_NEGATIVE, "distortion")
+        check_flags(self, "together")
         find_format(self.fault_format)
 
 

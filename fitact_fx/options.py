@@ -61,6 +61,14 @@ def check_whole(options: object, least: int | None, *names: str) -> None:
             raise RecipeError(f"{name} is {value!r};\n  give {wanted}")
 
 
+def check_flags(options: object, *names: str) -> None:
+    """RecipeError unless each of these options is True or False: any other value would count as one of them."""
+    for name in names:
+        value = getattr(options, name)
+        if not isinstance(value, bool):
+            raise RecipeError(f"{name} is {value!r};\n  give True or False")
+
+
 def check_type(options: object, wanted: type, *names: str) -> None:
     """RecipeError unless each of these options is an instance of that dataclass of options."""
     for name in names:

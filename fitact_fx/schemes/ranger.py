@@ -18,7 +18,7 @@ from fitact_fx import granularity, policies
 from fitact_fx.errors import RecipeError
 from fitact_fx.followers import followers
 from fitact_fx.learning import Record
-from fitact_fx.options import check_numbers
+from fitact_fx.options import check_flags, check_numbers
 from fitact_fx.policies import FeatureMaps, Policy
 from fitact_fx.sites import Site
 from fitact_fx.spec import PERCENTILE, Spec
@@ -41,6 +41,7 @@ class Ranger:
 
     def __post_init__(self) -> None:
         check_numbers(self, PERCENTILE, "percentile")
+        check_flags(self, "follow")
 
     def place(self, sites: tuple[Site, ...], graph_module: GraphModule) -> dict[str, Spec]:
         """Every site alike, and what follows them."""
