@@ -73,7 +73,7 @@ def _measure(network: str, options: argparse.Namespace) -> None:
             variants,
             batches,
             BitFlip,
-            grid["rates"],
+            sorted({*NETWORKS[network].lower, *grid["rates"]}),
             format=stored,
             trials=options.trials or grid["trials"],
             until=grid["until"],

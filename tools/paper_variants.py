@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paper_networks import NETWORKS
 from torch import nn
 
 import fitact_fx
+from fitact_fx.budget import Search
 from fitact_fx.models import Cifar10
+from fitact_fx.schemes.clip_act import ClipAct
 from fitact_fx.traced import TracedModule
 
 IMAGES, BATCH, MAX_DROP, SEED = 16_000, 125, 0.005, 0
@@ -49,7 +52,7 @@ def made(name: str, model: nn.Module, data: Data, store: Path, network: str) -> 
     if path.exists():
         return fitact_fx.load(path, model)
     started = time.perf_counter()
-    protected, told = _MAKERS[name](model, data)
+    protected, told = _maker(name, network)(model, data)
     fitact_fx.save(protected, path)
     note = {"name": name, "seconds": time.perf_counter() - started, "told": told}
     path.with_suffix(".json").write_text(json.dumps(note))
@@ -83,9 +86,14 @@ def _calibrated(**how: Any) -> Callable[[nn.Module, Data], tuple[TracedModule, s
     return make
 
 
+def _maker(name: str, network: str) -> Callable[[nn.Module, Data], tuple[TracedModule, str]]:
+    if name == "Clip-Act":
+        return _learned(scheme=ClipAct(search=Search(rates=NETWORKS[network].searched)))
+    return _MAKERS[name]
+
+
 _MAKERS: dict[str, Callable[[nn.Module, Data], tuple[TracedModule, str]]] = {
     "Ranger": _calibrated(scheme="ranger"),
-    "Clip-Act": _learned(scheme="clip_act"),
     "neuron maxima": _calibrated(granularity="neuron"),
     "FitAct": _learned(scheme="fitact"),
     "FitAct (channel)": _learned(scheme="fitact", granularity="channel"),
