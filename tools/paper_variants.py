@@ -9,7 +9,6 @@ test images it may be more; what is learned is held to how far it moves the outp
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,11 @@ from torch import nn
 import fitact_fx
 from fitact_fx.budget import Search
 from fitact_fx.models import Cifar10
+from fitact_fx.schemes import Scheme
 from fitact_fx.schemes.clip_act import ClipAct
+from fitact_fx.schemes.fitact import FitAct
+from fitact_fx.schemes.proact import ProAct
+from fitact_fx.schemes.ranger import Ranger
 from fitact_fx.traced import TracedModule
 
 IMAGES, BATCH, MAX_DROP, SEED = 16_000, 125, 0.005, 0
@@ -40,7 +43,7 @@ class Data:
 
 
 def made(name: str, model: nn.Module, data: Data, store: Path, network: str) -> nn.Module:
-    """That variant of `model`, from its file if there is one; what making it did is told in a file beside it."""
+    """That variant of `model`, from its file if that is of today's scheme; what making it did is told beside it."""
     if name == "none":
         return model
     if name == "guard":
@@ -49,10 +52,11 @@ def made(name: str, model: nn.Module, data: Data, store: Path, network: str) -> 
         return _guarded_fitact(model, data, store, network)
     slug = name.lower().replace(" ", "-").replace("(", "").replace(")", "")
     path = store / f"{network}-{slug}.safetensors"
-    if path.exists():
-        return fitact_fx.load(path, model)
+    scheme = _scheme(name, network)
+    if path.exists() and (kept := fitact_fx.load(path, model)).meta["scheme"] == scheme:
+        return kept
     started = time.perf_counter()
-    protected, told = _maker(name, network)(model, data)
+    protected, told = _make(name, model, data, scheme)
     fitact_fx.save(protected, path)
     note = {"name": name, "seconds": time.perf_counter() - started, "told": told}
     path.with_suffix(".json").write_text(json.dumps(note))
@@ -67,36 +71,27 @@ def _guarded_fitact(model: nn.Module, data: Data, store: Path, network: str) -> 
     return both
 
 
-def _learned(**how: Any) -> Callable[[nn.Module, Data], tuple[TracedModule, str]]:
-    def make(model: nn.Module, data: Data) -> tuple[TracedModule, str]:
-        hard = fitact_fx.harden(model, **how)
-        fitact_fx.calibrate(hard, data.batches)
-        record = fitact_fx.post_train(hard, data.batches, max_drop=MAX_DROP, seed=SEED)
-        return hard, str(record)
-
-    return make
-
-
-def _calibrated(**how: Any) -> Callable[[nn.Module, Data], tuple[TracedModule, str]]:
-    def make(model: nn.Module, data: Data) -> tuple[TracedModule, str]:
-        hard = fitact_fx.harden(model, **how)
-        fitact_fx.calibrate(hard, data.batches)
+def _make(name: str, model: nn.Module, data: Data, scheme: Scheme) -> tuple[TracedModule, str]:
+    """A protection, and what was learned on the way to it."""
+    hard = fitact_fx.harden(model, scheme=scheme)
+    fitact_fx.calibrate(hard, data.batches)
+    if name in CALIBRATED:
         return hard, ""
+    return hard, str(fitact_fx.post_train(hard, data.batches, max_drop=MAX_DROP, seed=SEED))
 
-    return make
 
-
-def _maker(name: str, network: str) -> Callable[[nn.Module, Data], tuple[TracedModule, str]]:
+def _scheme(name: str, network: str) -> Scheme:
     if name == "Clip-Act":
-        return _learned(scheme=ClipAct(search=Search(rates=NETWORKS[network].searched)))
-    return _MAKERS[name]
+        return ClipAct(search=Search(rates=NETWORKS[network].searched))
+    return SCHEMES[name]
 
 
-_MAKERS: dict[str, Callable[[nn.Module, Data], tuple[TracedModule, str]]] = {
-    "Ranger": _calibrated(scheme="ranger"),
-    "neuron maxima": _calibrated(granularity="neuron"),
-    "FitAct": _learned(scheme="fitact"),
-    "FitAct (channel)": _learned(scheme="fitact", granularity="channel"),
-    "FitAct (layer)": _learned(scheme="fitact", granularity="layer"),
-    "ProAct": _learned(scheme="proact"),
+SCHEMES: dict[str, Scheme] = {
+    "Ranger": Ranger(),
+    "neuron maxima": FitAct(),
+    "FitAct": FitAct(),
+    "FitAct (channel)": FitAct("channel"),
+    "FitAct (layer)": FitAct("layer"),
+    "ProAct": ProAct(),
 }
+CALIBRATED = ("Ranger", "neuron maxima")

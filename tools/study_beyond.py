@@ -26,7 +26,7 @@ def variants(options: argparse.Namespace, cifar: Cifar10) -> tuple[dict[str, nn.
     model = NETWORKS["resnet20"].load(options.data)
     train = Data.of(cifar, "cpu")
     logits = ("activations", "logits")
-    variants = {name: made(name, model, train, options.store, "resnet20") for name in ("neuron maxima", "FitAct")}
+    found = {name: made(name, model, train, options.store, "resnet20") for name in ("neuron maxima", "FitAct")}
     new = {
         "neuron maxima + logits": fitact_fx.harden(model, sites=logits),
         "FitAct + logits": fitact_fx.harden(model, sites=logits),
@@ -37,9 +37,9 @@ def variants(options: argparse.Namespace, cifar: Cifar10) -> tuple[dict[str, nn.
         fitact_fx.calibrate(hard, train.batches)
         if name.startswith("FitAct"):
             notes.append(f"- {name}: {fitact_fx.post_train(hard, train.batches, seed=SEED)}")
-    variants |= new | {"guard": fitact_fx.guard(model)}
+    found |= new | {"guard": fitact_fx.guard(model)}
     for name, sites in (("FitAct", "activations"), ("FitAct + logits", logits)):
         both = fitact_fx.harden(model, sites=sites, guard="parameters")
-        fitact_fx.set_bounds(both, fitact_fx.bounds(variants[name]))
-        variants[f"{name} + guard"] = both
-    return variants, ["Learning:\n", "\n".join(notes)]
+        fitact_fx.set_bounds(both, fitact_fx.bounds(found[name]))
+        found[f"{name} + guard"] = both
+    return found, ["Learning:\n", "\n".join(notes)]

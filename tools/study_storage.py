@@ -21,10 +21,10 @@ def variants(options: argparse.Namespace, cifar: Cifar10) -> tuple[dict[str, nn.
     """FitAct's learned neuron bounds in three formats, channel and layer bounds, and ProAct's mixture."""
     model = NETWORKS["resnet20"].load(options.data)
     train = Data.of(cifar, "cpu")
-    variants: dict[str, nn.Module] = {}
+    found: dict[str, nn.Module] = {}
     for title, name in BOUNDS.items():
         learned = made(name, model, train, options.store, "resnet20")
         for stored in STORED if title == "neuron" else ("float32", "int8"):
-            variants[f"{title}, {stored}"] = copy.deepcopy(learned)
-            fitact_fx.store_bounds(variants[f"{title}, {stored}"], stored)
-    return variants, []
+            found[f"{title}, {stored}"] = copy.deepcopy(learned)
+            fitact_fx.store_bounds(found[f"{title}, {stored}"], stored)
+    return found, []
