@@ -120,21 +120,31 @@ def _stand_in(value: Any, parameter: Any) -> None:
 class _Seen:
     """A value that a module runs on, to tell behind its call whether it was written to.
 
-    `whole`: its contents are looked at as well. A write to `data` shows in nothing else.
+    `whole`: its contents are kept and compared as well. A write to `data` shows in nothing else.
     """
 
     def __init__(self, name: str, table: dict[str, Any], last: str, value: Tensor, *, whole: bool) -> None:
-        self.name, self.table, self.last, self.value, self.whole = name, table, last, value, whole
-        self.state = self._state()
+        self.name, self.table, self.last, self.value = name, table, last, value
+        self.version = _version(value)
+        self.contents = value.detach().clone() if whole else None
 
     def was_written(self) -> bool:
         """Whether something else stands in its place, or it is not what it was."""
-        return self.table[self.last] is not self.value or self._state() != self.state
+        if self.table.get(self.last) is not self.value or _version(self.value) != self.version:
+            return True
+        return self.contents is not None and not _same_bits(self.value.detach(), self.contents)
 
-    def _state(self) -> tuple[int | None, int | None]:
-        version = None if self.value.is_inference() else self.value._version
-        words = self.value.detach().view(WORDS[self.value.itemsize]) if self.whole else None
-        return version, None if words is None else int(words.sum())
+
+def _version(value: Tensor) -> int | None:
+    return None if value.is_inference() else value._version
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same in every bit, also of a NaN, and in their order; no sum tells of that."""
+    if one.dtype != other.dtype or one.device != other.device:
+        return False
+    words = WORDS[one.itemsize]
+    return torch.equal(one.view(words), other.view(words))
 
 
 class _Call(NamedTuple):
