@@ -7,6 +7,7 @@ The call stays the module's own: an `Exchange`, a pair of hooks, lets it run on 
 Parameters, and puts those back behind it. So hooks, names, `state_dict` and the module itself stay what they were.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
@@ -33,21 +34,21 @@ class Exchange:
     """
 
     def __init__(self) -> None:
-        self.own: list[_Call] = []  # a stack: a module may be called inside of its own call
+        self.own: list[_Call | None] = []  # a stack: a module may be called inside of its own call
         self.names: dict[str, str] = {}
-        self.ran = False
+        self.compared = False  # whether a run's contents were: what writes at every run shows in one
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Take the values out of the call's arguments, and put them where the module looks for its Parameters."""
         given: dict[str, Tensor] = kwargs.pop(GUARDED, {})
         if _is_as_it_was(module, given):
-            self.own.append(_NOTHING)
+            self.own.append(None)
             return args, kwargs
         root = module.root if isinstance(module, UnseenCode) else module
         seen = self._prepared(root, given)
         with _alone():
             put_in, put_back = exchange_of(root, given)
-            self.own.append(_Call(put_back, seen))  # first, as an interrupt may come next
+            self.own.append(_Call(put_back, seen, _handled()))  # first, as an interrupt may come next
             put_in()
         return args, kwargs
 
@@ -56,21 +57,31 @@ class Exchange:
         with _alone():
             if not self.own:  # nothing is to be put back if somebody else's hook raised before ours ran
                 return
+            call = self.own[-1]
             try:
-                written = [] if output is None else [each.name for each in self.own[-1].seen if each.was_written()]
+                written = None
+                if call is not None and call.ran_to_its_end():
+                    self.compared = self.compared or bool(call.seen)
+                    written = next((each.name for each in call.seen if each.was_written()), None)
             finally:
-                self.own.pop().put_back()
-        if written:
+                self.end()
+        if written is not None:
             raise SiteError(
-                f"parameter {self.names[written[0]]}: the model writes to it when it runs, and its limits are those of "
+                f"parameter {self.names[written]}: the model writes to it when it runs, and its limits are those of "
                 "before;\n  keep what a run changes in a buffer, or change it between runs and guard anew"
             )
+
+    def end(self) -> None:
+        """Put back what the newest call has exchanged, and forget that call."""
+        call = self.own[-1]
+        if call is not None:
+            call.put_back()
+        self.own.pop()  # last, as an interrupt may come before: `stop` puts back what is still there
 
     def _prepared(self, root: nn.Module, given: Mapping[str, Tensor]) -> "tuple[_Seen, ...]":
         """Let the values be like the Parameters that they stand for, and note what they are."""
         if torch.compiler.is_compiling():
             return ()
-        first, self.ran = not self.ran, True
         seen = []
         for name, value in given.items():
             table, last = _place(root, name)
@@ -79,7 +90,8 @@ class Exchange:
                 _stand_in(value, own)
             if can_be_asked(own):
                 # The contents cost a pass over them: once, and where a fault is.
-                seen.append(_Seen(name, table, last, value, whole=first or (value.is_cpu and value is not own)))
+                whole = not self.compared or (value.is_cpu and value is not own)
+                seen.append(_Seen(name, table, last, value, whole=whole))
         return tuple(seen)
 
     @staticmethod
@@ -87,8 +99,9 @@ class Exchange:
         """Put all Parameters back in modules that were interrupted, for which torch does not call hooks."""
         for module in model.modules():
             for exchange in _exchanges(module):
-                while exchange.own:
-                    exchange.after(module, (), None)
+                with _alone():
+                    while exchange.own:
+                        exchange.end()
 
     @staticmethod
     def drop(module: nn.Module) -> None:
@@ -148,13 +161,23 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 class _Call(NamedTuple):
-    """What a call of a module has exchanged."""
+    """What a call of a module has exchanged, and the exception that was being handled when it began."""
 
     put_back: Callable[[], None]
     seen: tuple[_Seen, ...]
+    handled: BaseException | None
+
+    def ran_to_its_end(self) -> bool:
+        """Whether the module did not raise: if it did, that is what the user is to hear of, and not what it wrote.
+
+        torch calls the hook behind a call while it handles what the module raised; an exception that the caller was
+        handling was there before. The output tells nothing: a module may well return None.
+        """
+        return _handled() is self.handled
 
 
-_NOTHING = _Call(lambda: None, ())
+def _handled() -> BaseException | None:
+    return None if torch.compiler.is_compiling() else sys.exception()
 
 
 def _is_as_it_was(module: nn.Module, given: Mapping[str, Tensor]) -> bool:

@@ -133,6 +133,54 @@ def test_what_the_model_raises_is_heard_of_and_not_what_it_wrote_before():
         guarded(torch.ones(1, 2))
 
 
+def test_what_a_hook_raises_behind_a_write_is_heard_of():
+    guarded = fitact_fx.guard(counting(to_its_data, inside=True), frontend="partial")
+    handle = guarded.get_submodule("0").register_forward_hook(refuse, prepend=True)
+    with pytest.raises(ValueError, match="refused"):  # and no warning, which would be an error here
+        guarded(torch.ones(1, 2))
+    handle.remove()
+    with pytest.raises(SiteError, match=r"parameter 0\.count"):  # a run that was broken off was not the first
+        guarded(torch.ones(1, 2))
+
+
+def refuse(*_):
+    raise ValueError("refused")
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_is_refused_also_while_another_exception_is_dealt_with(write):
+    guarded = fitact_fx.guard(counting(write, inside=True), frontend="partial")
+    try:
+        refuse()
+    except ValueError:
+        with pytest.raises(SiteError, match=r"parameter 0\.count"):
+            guarded(torch.ones(1, 2))
+
+
+class Silent(Counting):
+    """Gives nothing back: what it does is in what it writes."""
+
+    def forward(self, x):
+        super().forward(x)
+
+
+class Noting(nn.Module):
+    def __init__(self, write):
+        super().__init__()
+        self.silent, self.linear, self.act = Silent(write), nn.Linear(2, 2), nn.ReLU()
+
+    def forward(self, x):
+        self.silent(x)
+        return self.act(self.linear(x))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_of_a_module_that_returns_nothing_is_refused(write):
+    guarded = fitact_fx.guard(Noting(write).eval(), frontend="partial")
+    with torch.no_grad(), pytest.raises(SiteError, match=r"parameter silent\.count: the model writes to it"):
+        guarded(torch.ones(1, 2))
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
 def test_copies_refuse_writes_as_well(again):
     guarded = again(fitact_fx.guard(counting(in_place, inside=True), frontend="partial"))
