@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fitact_fx.errors import SiteError
-from fitact_fx.limits import WORDS, Limits, can_be_asked
+from fitact_fx.exchanging import exchange_of, place_of
+from fitact_fx.limits import Limits, can_be_asked
 from fitact_fx.unseen import UnseenCode
+from fitact_fx.writes import Seen, only_reads
 
 GUARDED = "guarded_parameters"
 """The keyword under which a called module gets values for its Parameters, by name."""
@@ -41,7 +43,7 @@ class Exchange:
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Take the values out of the call's arguments, and put them where the module looks for its Parameters."""
         given: dict[str, Tensor] = kwargs.pop(GUARDED, {})
-        if _is_as_it_was(module, given):
+        if not torch.compiler.is_compiling() and _are_its_own(module, given) and only_reads(module, _is_exchange):
             self.own.append(None)
             return args, kwargs
         root = module.root if isinstance(module, UnseenCode) else module
@@ -78,20 +80,20 @@ class Exchange:
             call.put_back()
         self.own.pop()  # last, as an interrupt may come before: `stop` puts back what is still there
 
-    def _prepared(self, root: nn.Module, given: Mapping[str, Tensor]) -> "tuple[_Seen, ...]":
+    def _prepared(self, root: nn.Module, given: Mapping[str, Tensor]) -> tuple[Seen, ...]:
         """Let the values be like the Parameters that they stand for, and note what they are."""
         if torch.compiler.is_compiling():
             return ()
         seen = []
         for name, value in given.items():
-            table, last = _place(root, name)
+            place = table, last = place_of(root, name)
             own = table[last]
             if value is not own:
                 _stand_in(value, own)
             if can_be_asked(own):
                 # The contents cost a pass over them: once, and where a fault is.
                 whole = not self.compared or (value.is_cpu and value is not own)
-                seen.append(_Seen(name, table, last, value, whole=whole))
+                seen.append(Seen.of(name, place, value, whole=whole))
         return tuple(seen)
 
     @staticmethod
@@ -130,41 +132,11 @@ def _stand_in(value: Any, parameter: Any) -> None:
     value._is_param = True  # noqa: SLF001  by which torch tells a Parameter
 
 
-class _Seen:
-    """A value that a module runs on, to tell behind its call whether it was written to.
-
-    `whole`: its contents are kept and compared as well. A write to `data` shows in nothing else.
-    """
-
-    def __init__(self, name: str, table: dict[str, Any], last: str, value: Tensor, *, whole: bool) -> None:
-        self.name, self.table, self.last, self.value = name, table, last, value
-        self.version = _version(value)
-        self.contents = value.detach().clone() if whole else None
-
-    def was_written(self) -> bool:
-        """Whether something else stands in its place, or it is not what it was."""
-        if self.table.get(self.last) is not self.value or _version(self.value) != self.version:
-            return True
-        return self.contents is not None and not _same_bits(self.value.detach(), self.contents)
-
-
-def _version(value: Tensor) -> int | None:
-    return None if value.is_inference() else value._version
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same in every bit, also of a NaN, and in their order; no sum tells of that."""
-    if one.dtype != other.dtype or one.device != other.device:
-        return False
-    words = WORDS[one.itemsize]
-    return torch.equal(one.view(words), other.view(words))
-
-
 class _Call(NamedTuple):
     """What a call of a module has exchanged, and the exception that was being handled when it began."""
 
     put_back: Callable[[], None]
-    seen: tuple[_Seen, ...]
+    seen: tuple[Seen, ...]
     handled: BaseException | None
 
     def ran_to_its_end(self) -> bool:
@@ -180,13 +152,9 @@ def _handled() -> BaseException | None:
     return None if torch.compiler.is_compiling() else sys.exception()
 
 
-def _is_as_it_was(module: nn.Module, given: Mapping[str, Tensor]) -> bool:
-    """Whether the values are the Parameters of a layer of torch's in whose call no other code runs: it only reads."""
-    if torch.compiler.is_compiling() or any(module._parameters.get(name) is not given[name] for name in given):
-        return False
-    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)
-    own = type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)
-    return own and hooks == 2 and not module._modules  # both hooks are ours
+def _are_its_own(module: nn.Module, given: Mapping[str, Tensor]) -> bool:
+    """Whether the values are the module's Parameters, so that there is nothing to exchange."""
+    return all(module._parameters.get(name) is value for name, value in given.items())
 
 
 def takes_guarded(module: nn.Module) -> bool:
@@ -217,36 +185,6 @@ def guard_bytes(model: nn.Module) -> int:
     """The memory of all limits, every copy counted; 0 for a model without a guard."""
     each = (limits for every in limits_of(model).values() for limits in every)
     return sum(copy.numel() * copy.element_size() for limits in each for copy in limits.buffers())
-
-
-def exchange_of(module: nn.Module, given: Mapping[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """How to put these values in the place of the Parameters and buffers of these names, and how to put those back."""
-    every = [(*_place(module, name), value) for name, value in given.items()]
-    places = [(table, last, value) for table, last, value in every if table[last] is not value]
-    before = [table[last] for table, last, _ in places]
-    layers = [each for each in module.modules() if isinstance(each, nn.RNNBase)] if places else []
-    flat = [layer._flat_weights for layer in layers]  # noqa: SLF001  the list that torch's recurrent layers run on
-
-    def put_in() -> None:
-        for table, last, value in places:
-            table[last] = value
-        for layer in layers:
-            layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]  # noqa: SLF001  as above
-
-    def put_back() -> None:
-        for (table, last, _), value in zip(places, before, strict=True):
-            table[last] = value
-        for layer, weights in zip(layers, flat, strict=True):
-            layer._flat_weights = weights  # noqa: SLF001  as above
-
-    return put_in, put_back
-
-
-def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The registry that this name is in, and under what."""
-    path, _, last = name.rpartition(".")
-    owner = module.get_submodule(path) if path else module
-    return owner._parameters if last in owner._parameters else owner._buffers, last
 
 
 def _alone() -> AbstractContextManager[object]:

@@ -15,7 +15,8 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 
-from fitact_fx.guarded import GUARDED, Exchange, exchange_of
+from fitact_fx.exchanging import exchange_of
+from fitact_fx.guarded import GUARDED, Exchange
 from fitact_fx.limits import COPIES, Limits, limited
 from fitact_fx.nodes import called_module, owning_module
 
