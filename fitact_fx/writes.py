@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from fitact_fx.limits import WORDS
 
@@ -44,7 +45,8 @@ class Seen:
 def only_reads(module: nn.Module, is_ours: Callable[[object], bool]) -> bool:
     """Whether nothing can write in a call of this module: a layer of torch's, with no code or hook but ours in it."""
     own = type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    # Hooks of all modules that come before a call come before ours, too.
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values(), *_global_forward_hooks.values())
     return own and not module._modules and all(map(is_ours, hooks))
 
 

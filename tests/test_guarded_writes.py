@@ -126,6 +126,25 @@ def test_hooks_that_keep_weights_in_a_range_reach_the_parameters():
         assert torch.equal(guarded(x), expected)
 
 
+@pytest.mark.parametrize("write", WRITES)
+def test_hooks_of_all_modules_are_refused_a_write_as_well(write):
+    model, x = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).eval(), torch.ones(1, 2)
+    model[0].weight.data = torch.tensor([1.0, -2.0])
+    guarded = fitact_fx.guard(model)
+
+    def hook(module, args, output):
+        if isinstance(module, nn.BatchNorm1d):
+            another = write(module.weight)
+            module.weight = module.weight if another is None else another
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        with torch.no_grad(), pytest.raises(SiteError, match=r"parameter 0\.weight: the model writes to it"):
+            guarded(x)
+    finally:
+        handle.remove()
+
+
 def test_what_the_model_raises_is_heard_of_and_not_what_it_wrote_before():
     guarded = fitact_fx.guard(counting(in_place, inside=True), frontend="partial")
     guarded.get_submodule("0").act = None
