@@ -68,10 +68,17 @@ class Exchange:
             finally:
                 self.end()
         if written is not None:
-            raise SiteError(
-                f"parameter {self.names[written]}: the model writes to it when it runs, and its limits are those of "
-                "before;\n  keep what a run changes in a buffer, or change it between runs and guard anew"
-            )
+            raise SiteError(self._told(module, written))
+
+    def _told(self, module: nn.Module, written: str) -> str:
+        name = self.names[written]
+        path = name.removesuffix(written).removesuffix(".")
+        kind = type(module.root if isinstance(module, UnseenCode) else module).__name__
+        where = f"module {path!r} ({kind})" if path else f"the model itself ({kind})"
+        return (
+            f"parameter {name}: the model writes to it when it runs, in {where} or its hooks, and its limits are those "
+            "of before;\n  keep what a run changes in a buffer, or change it between runs and guard anew"
+        )
 
     def end(self) -> None:
         """Put back what the newest call has exchanged, and forget that call."""
