@@ -20,7 +20,8 @@ class Limits(nn.Module):
     """The range of one parameter when it was guarded: a parameter of any shape -> the same, 0 where it is outside.
 
     Inside means low <= element <= high, so NaN is outside, and infinity too; what is inside keeps its bits. `dim` is
-    the dimension with a range for each index, None for one range of the whole tensor.
+    the dimension with a range for each index, None for one range of the whole tensor; ValueError for a dimension of a
+    vector, whose ranges would be its elements.
 
     The limits are memory like any other. They are stored three times, (2, ranges) each, low and then high, and every
     bit is what most copies say: one copy may hold anything.
@@ -32,6 +33,8 @@ class Limits(nn.Module):
 
     def __init__(self, parameter_name: str, low: Tensor, high: Tensor, dim: int | None) -> None:
         super().__init__()
+        if dim is not None and low.ndim < 2:
+            raise ValueError(f"parameter {parameter_name} has fewer than two dimensions, and so one range")
         self.parameter_name = parameter_name
         self.shape = tuple(low.shape)
         self.dim = dim
@@ -51,8 +54,6 @@ class Limits(nn.Module):
                 low = high = values.new_zeros([1] * values.ndim)
                 return cls(parameter_name, low, high, None)
             others = tuple(each for each in range(values.ndim) if dim is None or each != dim)
-            if not others:  # amin without dimensions is over all of them
-                return cls(parameter_name, values.clone(), values.clone(), dim)
             return cls(parameter_name, values.amin(others, keepdim=True), values.amax(others, keepdim=True), dim)
 
     @classmethod
@@ -128,7 +129,7 @@ def can_be_asked(parameter: Tensor) -> bool:
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
-    return isinstance(parameter, nn.Parameter)  # what a transform of torch.func runs on is not one, nor is a stand-in
+    return isinstance(parameter, nn.Parameter)  # what a transform of torch.func runs on is none
 
 
 def voted(copies: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fitact_fx
@@ -40,6 +41,12 @@ def test_a_clean_parameter_is_passed_on_itself_and_no_copy_of_it(mode, dtype, sh
         assert limits(weight) is weight
         limits.copy0.copy_(limits.copy1)
         assert limits(weight) is weight
+
+
+@pytest.mark.parametrize("shape", [(7,), ()])
+def test_a_range_for_each_element_of_a_vector_is_refused(shape):
+    with pytest.raises(ValueError, match="parameter w has fewer than two dimensions, and so one range"):
+        Limits.of("w", parameter(*shape), 0)
 
 
 def test_an_empty_parameter_is_passed_on():
@@ -179,9 +186,18 @@ def test_transforms_check_what_they_are_given():
     assert torch.equal(torch.func.grad(lambda x: run(x).sum())(x), expected.sum(0).expand(2, 3))
 
 
-def test_fake_tensors_pass():
-    with FakeTensorMode():
-        assert Product(nn.Parameter(torch.ones(4, 3)))(torch.ones(2, 3)).shape == (2, 4)
+def test_fake_tensors_pass_and_are_asked_nothing():
+    """One has a type, a shape and a layout and no contents: to ask for those raises, and so would `hold` here."""
+    with FakeTensorMode() as mode:
+        weight = nn.Parameter(torch.ones(3, 4, dtype=torch.float64).t())
+        run = Product(weight)
+        with pytest.raises(DataDependentOutputException):
+            run.limits.hold(weight.detach())
+        found = run.limits(weight)
+        assert found.fake_mode is mode
+        assert (found.dtype, found.shape, found.stride()) == (weight.dtype, weight.shape, weight.stride())
+        assert found.requires_grad
+        assert run(torch.ones(2, 3, dtype=torch.float64)).shape == (2, 4)
 
 
 def test_infinity_is_outside_also_where_a_type_has_no_room_for_a_limit():
