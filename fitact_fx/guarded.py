@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fitact_fx.errors import SiteError
 from fitact_fx.exchanging import exchange_of, place_of
-from fitact_fx.limits import Limits, can_be_asked
+from fitact_fx.parameter_limits import Limits, can_be_asked
 from fitact_fx.unseen import UnseenCode
 from fitact_fx.writes import Seen, only_reads
 

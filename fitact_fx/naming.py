@@ -15,9 +15,9 @@ from fitact_fx.bounded import Bounded
 from fitact_fx.guards import InputGuards
 from fitact_fx.injected import Injected
 from fitact_fx.kinds import Kind
-from fitact_fx.limits import Limits
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, called_name, free_name, is_attention, is_stored
+from fitact_fx.parameter_limits import Limits
 from fitact_fx.recurrence import recurrent_call, state_name
 from fitact_fx.signature import CHECKS, require_default, require_same
 from fitact_fx.source import owner_path

@@ -10,7 +10,7 @@ from torch import nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from fitact_fx.limits import Limits
+from fitact_fx.parameter_limits import Limits
 
 _IN_PLACE_OPERATORS = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor setitem __setitem__".split())
 

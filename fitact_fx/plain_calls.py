@@ -17,8 +17,8 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from fitact_fx.exchanging import exchange_of
 from fitact_fx.guarded import GUARDED, Exchange
-from fitact_fx.limits import COPIES, Limits, limited
 from fitact_fx.nodes import called_module, owning_module
+from fitact_fx.parameter_limits import COPIES, Limits, limited
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

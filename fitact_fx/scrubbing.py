@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fitact_fx.errors import SiteError, UnprotectedWarning
-from fitact_fx.limits import COPIES, WORDS, Limits
 from fitact_fx.nodes import called_module, stored_at
 from fitact_fx.ownership import owned_copy
+from fitact_fx.parameter_limits import COPIES, WORDS, Limits
 from fitact_fx.passes import apply
 from fitact_fx.passes.guarding import Guard, unguarded
 from fitact_fx.repairs import Cleared, RepairedElement, RepairedElements, RepairedLimit, Scrubbed

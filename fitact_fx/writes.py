@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
-from fitact_fx.limits import WORDS
+from fitact_fx.parameter_limits import WORDS
 
 
 @dataclass(frozen=True, eq=False)  # tensors are no truth values

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from fitact_fx.aliasing import is_overwritten
 from fitact_fx.errors import RecipeError, SiteError, known
 from fitact_fx.guarded import GUARDED, Exchange, limits_of
-from fitact_fx.limits import Limits
 from fitact_fx.nodes import argument, called_module, free_name, operator_name
+from fitact_fx.parameter_limits import Limits
 from fitact_fx.traced import TracedModule, joined, parts
 from fitact_fx.unseen import UnseenCode
 

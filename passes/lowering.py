@@ -20,9 +20,9 @@ from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.errors import SiteError, site_message
 from fitact_fx.guarded import GUARDED, limits_of
 from fitact_fx.guards import InputGuards
-from fitact_fx.limits import Limits
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, is_foreign, overwrites_input, owning_module
+from fitact_fx.parameter_limits import Limits
 from fitact_fx.plain_calls import plain_call, plain_check
 from fitact_fx.policies import FeatureMaps, Policy, Zero, at_dim
 from fitact_fx.signature import CHECKS, require_contents, require_default, require_given

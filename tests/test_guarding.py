@@ -15,7 +15,7 @@ import fitact_fx
 from fitact_fx.ambience import slow_path
 from fitact_fx.errors import FitactError, RecipeError, SiteError, UnprotectedWarning
 from fitact_fx.guarded import guard_bytes, limits_of
-from fitact_fx.limits import Limits
+from fitact_fx.parameter_limits import Limits
 from fitact_fx.passes.guarding import Guard
 from fitact_fx.testing import architectures
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Each line imports only from lines above it. A name is a module of fitact_fx or a whole folder; inside a
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
-unseen errors limits repairs exchanging
+unseen errors parameter_limits repairs exchanging
 writes
 guarded
 nodes source ambience graph_lines

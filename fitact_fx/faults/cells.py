@@ -15,7 +15,7 @@ from fitact_fx.faults.formats import Format, find_format
 from fitact_fx.faults.raw_words import Extent, extent_of, span_of
 from fitact_fx.faults.tensor_cell import COMPILED, TensorCell
 from fitact_fx.injected import Injected
-from fitact_fx.limits import COPIES, Limits
+from fitact_fx.parameter_limits import COPIES, Limits
 
 Cell = TensorCell | ActivationCell
 

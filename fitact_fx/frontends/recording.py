@@ -19,8 +19,8 @@ from fitact_fx.frontends.proxies import KnownTensor, StandIn, taken_for_what_the
 from fitact_fx.frontends.uses import questions
 from fitact_fx.injected import Injected
 from fitact_fx.kinds import is_known_activation, module_kind
-from fitact_fx.limits import Limits
 from fitact_fx.modes import ModeConstant
+from fitact_fx.parameter_limits import Limits
 from fitact_fx.signature import CONSTANTS, require_default, require_given, require_same
 from fitact_fx.source import user_frames
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fitact_fx
-from fitact_fx.limits import Limits
+from fitact_fx.parameter_limits import Limits
 
 MODES = (torch.no_grad, torch.enable_grad, torch.inference_mode)
 
