@@ -138,6 +138,14 @@ def voted(copies: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return ((a & b) | ((a | b) & c)).view(dtype)
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same in every bit, also of a NaN, and in their order."""
+    if one.dtype != other.dtype or one.device != other.device:
+        return False
+    words = WORDS[one.itemsize]
+    return torch.equal(one.view(words), other.view(words))
+
+
 def limited(parameter: Tensor, copies: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The parameter with 0 for what is outside the limits in `copies`, whose ranges have that shape."""
     return _zeroed(parameter, _inside(parameter, copies, shape, dtype))

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, overload
 
 from torch import Tensor
 
+from fitact_fx.parameter_limits import same_bits
+
 _SHOWN = 10
 _AT_ONCE = 1024
 
@@ -42,6 +44,10 @@ class Cleared(NamedTuple):
         for index, *numbers in zip(*(each[start:stop].tolist() for each in self[1:]), strict=True):
             yield RepairedElement(self.tensor, tuple(index), *numbers)
 
+    def tells_the_same(self, other: "Cleared") -> bool:
+        """Whether the same words were found at the same places, between the same limits: a NaN equals itself here."""
+        return self.tensor == other.tensor and all(map(same_bits, self[1:], other[1:]))
+
 
 class RepairedElements(Sequence[RepairedElement]):
     """All elements that were repaired, each made when it is asked for: a broken tensor has millions."""
@@ -69,6 +75,21 @@ class RepairedElements(Sequence[RepairedElement]):
         for each in self._cleared:
             for start in range(0, len(each.places), _AT_ONCE):
                 yield from each.elements(start, start + _AT_ONCE)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RepairedElements):
+            return NotImplemented
+        return self._ends == other._ends and all(
+            one.tells_the_same(two) for one, two in zip(self._cleared, other._cleared, strict=True)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._ends, tuple(each.tensor for each in self._cleared)))
+
+    def __repr__(self) -> str:
+        rows = [repr(row) for row in islice(self, _SHOWN)]
+        more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
+        return f"RepairedElements({', '.join([*rows, *more])})"
 
 
 @dataclass(frozen=True)

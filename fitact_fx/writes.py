@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
-from fitact_fx.parameter_limits import WORDS
+from fitact_fx.parameter_limits import same_bits
 
 
 @dataclass(frozen=True, eq=False)  # tensors are no truth values
@@ -39,7 +38,7 @@ class Seen:
         """Whether something else stands in its place, or it is not what it was."""
         if self.table.get(self.last) is not self.value or _version(self.value) != self.version:
             return True
-        return self.contents is not None and not _same_bits(self.value.detach(), self.contents)
+        return self.contents is not None and not same_bits(self.value.detach(), self.contents)
 
 
 def only_reads(module: nn.Module, is_ours: Callable[[object], bool]) -> bool:
@@ -52,11 +51,3 @@ def only_reads(module: nn.Module, is_ours: Callable[[object], bool]) -> bool:
 
 def _version(value: Tensor) -> int | None:
     return None if value.is_inference() else value._version
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same in every bit, also of a NaN, and in their order; no sum tells of that."""
-    if one.dtype != other.dtype or one.device != other.device:
-        return False
-    words = WORDS[one.itemsize]
-    return torch.equal(one.view(words), other.view(words))

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 # Each line imports only from lines above it. A name is a module of fitact_fx or a whole folder; inside a
 # folder modules may import each other as long as no cycle appears, but no pass imports another pass.
 ORDER = """
-unseen errors parameter_limits repairs exchanging
-writes
+unseen errors parameter_limits exchanging
+writes repairs
 guarded
 nodes source ambience graph_lines
 ownership options

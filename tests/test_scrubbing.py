@@ -109,6 +109,39 @@ def test_a_tensor_that_is_broken_all_over_is_told_of_without_a_record_of_each_el
     assert len(made) == 10
 
 
+def test_reports_are_equal_that_tell_of_the_same_words():
+    model, words = net(), torch.tensor([0x7FC00001, 0x7FC00002], dtype=torch.int32)
+    guarded = fitact_fx.guard(model)
+
+    def found(planted, at=7):
+        with torch.no_grad():
+            model[3].weight[4, at] = planted
+        return fitact_fx.scrub(guarded)
+
+    clean = fitact_fx.scrub(guarded)
+    assert clean == fitact_fx.scrub(guarded)
+    nan, other_nan = words.view(torch.float32)
+    same = [found(nan), found(nan)]
+    assert same[0] == same[1]  # although NaN equals nothing
+    assert hash(same[0]) == hash(same[1])
+    assert same[0].elements[0] != same[1].elements[0]
+    others = [clean, found(other_nan), found(nan, at=8), found(9.0)]
+    assert all(same[0] != each for each in others)
+    assert same[0].elements != "these"
+
+
+def test_reports_show_what_they_hold():
+    model = net()
+    guarded = fitact_fx.guard(model)
+    assert repr(fitact_fx.scrub(guarded)) == "Scrubbed(elements=RepairedElements(), limits=(), tensors=4)"
+    with torch.no_grad():
+        model[3].weight[:, :3] = math.nan
+    shown = repr(fitact_fx.scrub(guarded).elements)
+    assert shown.startswith("RepairedElements(RepairedElement(tensor='3.weight', index=(0, 0), found=nan, low=")
+    assert shown.count("RepairedElement(") == 10
+    assert shown.endswith(", and 5 more)")
+
+
 def test_a_scrubbed_model_gives_what_its_guard_gave():
     model, x = net(), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     guarded = fitact_fx.harden(model, "layer", "ranger", [x], guard="parameters")
