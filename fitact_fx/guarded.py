@@ -38,7 +38,7 @@ class Exchange:
     def __init__(self) -> None:
         self.own: list[_Call | None] = []  # a stack: a module may be called inside of its own call
         self.names: dict[str, str] = {}
-        self.compared = False  # whether a run's contents were: what writes at every run shows in one
+        self.compared = False  # whether the contents were, once: what is written at each run shows in the first
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Take the values out of the call's arguments, and put them where the module looks for its Parameters."""
@@ -98,7 +98,7 @@ class Exchange:
             if value is not own:
                 _stand_in(value, own)
             if can_be_asked(own):
-                # The contents cost a pass over them: once, and where a fault is.
+                # To compare contents costs a copy and a pass over it: once, and where a fault is.
                 whole = not self.compared or (value.is_cpu and value is not own)
                 seen.append(Seen.of(name, place, value, whole=whole))
         return tuple(seen)
