@@ -7,7 +7,8 @@
 DIR holds `models/<network>-cifar10.safetensors` and `data/cifar10.npz`. What is done stays in `--store`: protections
 (paper_variants.py), campaigns, times (paper_costs.py); the same command goes on where it stopped. Bounds are
 calibrated, searched and learned on training images; every figure is on test images. Parameters, bounds and the
-guard's limits are fault targets. Writes docs/paper.md with its figures, and tools/results/paper.json.
+guard's limits are fault targets. Writes docs/paper.md with its figures, and
+tools/results/paper_<network>_<format>.json, from which the page keeps what is not measured anew.
 """
 
 import argparse

@@ -23,36 +23,49 @@ STEPS = (
     ("guard", "FitAct"),
     ("FitAct + guard", "guard"),
 )
-RESULTS = Path(__file__).parent / "results" / "paper.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def write_page(store: Path, networks: Sequence[str], formats: Sequence[str], page: Path) -> None:
-    """Replace what stands between the marks of `page`; draw its figures beside it; write the draws as JSON."""
-    found = [
-        (network, stored, Store.read(path))
-        for network in networks
-        for stored in formats
-        if (path := store / f"{network}-{stored}.db").exists()
-    ]
-    parts = [_orders(found), *(part for one in found for part in _network(*one, store, page))]
+    """Replace what stands between the marks of `page`; draw its figures beside it; keep the draws as JSON.
+
+    Every network and format has a file of its own in tools/results, so that each can be measured anew by itself: what
+    `store` lacks is taken from there.
+    """
+    for network in networks:
+        for stored in formats:
+            if (path := store / f"{network}-{stored}.db").exists():
+                _keep(network, stored, Store.read(path), store, page)
+    files = [RESULTS / _name(network, stored) for network in NETWORKS for stored in ("q15.16", "float32")]
+    told = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
+    parts = ["## The order\n\n" + _table([each["order"] for each in told], _HEADS), *(each["section"] for each in told)]
     text = page.read_text("utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     page.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", "utf-8")
-    RESULTS.write_text(json.dumps([_draws(*one, store) for one in found]) + "\n", "utf-8")
 
 
-def _orders(found: Sequence[tuple[str, str, CampaignResult]]) -> str:
+def _name(network: str, stored: str) -> str:
+    return f"paper_{network}_{stored.replace('.', '_')}.json"
+
+
+def _keep(network: str, stored: str, result: CampaignResult, store: Path, page: Path) -> None:
+    """What the page says of one network in one format, and what it says so from."""
+    section = "\n\n".join(_section(network, stored, result, store, page))
+    told = {"order": _order(network, stored, result), "section": section, **_draws(network, stored, result, store)}
+    (RESULTS / _name(network, stored)).write_text(json.dumps(told) + "\n", "utf-8")
+
+
+def _order(network: str, stored: str, result: CampaignResult) -> list[str]:
     """The differences in area under accuracy against log10 rate, each with its interval over the paired draws."""
-    rows = []
-    for network, stored, result in found:
-        steps = [_points(result.area_difference(*step)) if set(step) <= set(result.variants) else "" for step in STEPS]
-        rows.append([NETWORKS[network].title, stored, *steps])
-    heads = ["network", "format", *(f"{one} - {other}" for one, other in STEPS)]
-    return "## The order\n\n" + _table(rows, heads)
+    steps = [_points(result.area_difference(*step)) if set(step) <= set(result.variants) else "" for step in STEPS]
+    return [NETWORKS[network].title, stored, *steps]
 
 
-def _network(network: str, stored: str, result: CampaignResult, store: Path, page: Path) -> Iterator[str]:
+_HEADS = ["network", "format", *(f"{one} - {other}" for one, other in STEPS)]
+
+
+def _section(network: str, stored: str, result: CampaignResult, store: Path, page: Path) -> Iterator[str]:
     cells = [one.name for one in result.conditions]
     heads = [f"{one.rate:.0e}".replace("e-0", "e-") for one in result.conditions]
     draws = len(result.values(result.variants[0], cells[0]))
