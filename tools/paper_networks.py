@@ -37,7 +37,7 @@ NETWORKS = {
         "ResNet-50",
         models.resnet50_cifar,
         "resnet50-cifar10.safetensors",
-        lower=(1e-8, 3e-8, 1e-7, 3e-7),
+        lower=(1e-8, 1e-7),
         searched=(1e-8, 3e-8, 1e-7, 3e-7, 1e-6),
     ),
     "vgg16": Network("VGG16", models.vgg16_cifar, "vgg16-cifar10.safetensors"),
