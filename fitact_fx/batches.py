@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from fitact_fx.answers import IGNORED
 from fitact_fx.errors import CalibrationError
 
 
@@ -175,58 +176,3 @@ def _with_inputs(inputs: object, targets: Tensor | None) -> Batch:
     if isinstance(inputs, Tensor):
         return Batch((inputs,), {}, targets)
     raise _unreadable(inputs)
-
-
-IGNORED = -100
-"""The label of what has none, as in torch's cross_entropy."""
-
-
-def class_labels(targets: Tensor, logits: Tensor, number: int | None = None) -> Tensor:
-    """The targets, on the scores' device, if they are classes for these scores (N, classes, ...).
-
-    CalibrationError unless they are whole numbers of shape (N, ...), each a class or `IGNORED`; `number` is
-    that of their batch, for the error.
-    """
-    where = "" if number is None else f"batch {number}: "
-    shape = (logits.shape[0], *logits.shape[2:])
-    if tuple(targets.shape) != shape or targets.is_floating_point():
-        raise CalibrationError(
-            f"{where}the labels have shape {tuple(targets.shape)} and type {targets.dtype} for class scores of shape "
-            f"{tuple(logits.shape)};\n  give one whole number for each, in shape {shape}"
-        )
-    targets = targets.long()  # in eight bits, a class could look like the label of what has none
-    wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= logits.shape[1]))]
-    if wrong.numel():
-        raise CalibrationError(
-            f"{where}label {int(wrong[0])} is none of {logits.shape[1]} classes;\n  {_remedy(logits)}"
-        )
-    return targets.to(logits.device)
-
-
-def right_answers(logits: Tensor, classes: Tensor) -> int:
-    """How many of these scores (N, classes, ...) are greatest at their class; none is where that is NaN or infinite."""
-    # argmax takes a NaN for the greatest score, and would be right by accident.
-    score, answered = logits.max(1)
-    return int(((answered == classes) & score.isfinite()).sum())
-
-
-def _remedy(logits: Tensor) -> str:
-    if logits.shape[1] == 1:
-        return "wrap the model in a module that returns a score for each class, or give the data without labels"
-    return "check the labels of the data"
-
-
-def logits_of(output: object) -> Tensor:
-    """The class scores in a model's output, (N, classes, ...): a tensor, `.logits`, or the first of several."""
-    if isinstance(output, Mapping):
-        output = output.get("logits", next(iter(output.values()), None))
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.ndim < 2:
-        raise CalibrationError(
-            "the model's output holds no class scores of shape (N, classes, ...);\n"
-            "  wrap the model in a module that returns them first"
-        )
-    return output

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fitact_fx.answers import right_classes
-from fitact_fx.batches import IGNORED, Batch, logits_of, right_answers
+from fitact_fx.answers import Tally, logits_of, right_classes
+from fitact_fx.batches import Batch
 from fitact_fx.bounded import exchanged
 from fitact_fx.errors import CalibrationError, RecipeError
 from fitact_fx.holdout import Holdout
@@ -16,19 +16,13 @@ from fitact_fx.policies import Pass
 
 def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
     """The share of right answers on the held-out samples; what is right, `fitact_fx.answers` says."""
-    right = count = 0
+    tally = Tally()
     with torch.no_grad():
         for batch in holdout.held_out_batches():
             scores = logits_of(batch.run(hard))
-            classes = right_classes(batch, scores, partial(_clean_answers, hard, batch))
-            right += right_answers(scores, classes)
-            count += int((classes != IGNORED).sum())
-    if count == 0:
-        raise CalibrationError(
-            "none of the held-out samples came in this pass over the data;\n"
-            "  pass data whose samples are the same in every pass (no random augmentation)"
-        )
-    return right / count
+            classes = right_classes(batch.targets, scores, partial(_clean_answers, hard, batch), batch.number)
+            tally += Tally.of(scores, classes)
+    return tally.share
 
 
 def _clean_answers(hard: nn.Module, batch: Batch) -> Tensor:

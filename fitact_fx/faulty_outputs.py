@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fitact_fx.batches import logits_of
+from fitact_fx.answers import logits_of
 from fitact_fx.errors import CalibrationError, FitactError
 from fitact_fx.hit_words import digest, raw
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fitact_fx.batches import IGNORED, Batch, as_batches, labelled_alike
+from fitact_fx.answers import IGNORED
+from fitact_fx.batches import Batch, as_batches, labelled_alike
 from fitact_fx.errors import CalibrationError
 
 FEWEST_SAMPLES = 16  # to learn from: bounds that fit fewer say nothing about any other

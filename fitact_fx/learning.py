@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fitact_fx.batches import logits_of
+from fitact_fx.answers import logits_of
 from fitact_fx.bounded import exchanged
 from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, distortion_of, too_costly, within
 from fitact_fx.confined import only_bounds_change

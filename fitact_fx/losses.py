@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fitact_fx.batches import IGNORED, Batch, class_labels, logits_of
+from fitact_fx.answers import IGNORED, class_labels, logits_of
+from fitact_fx.batches import Batch
 from fitact_fx.bounded import exchanged
 from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout

@@ -8,10 +8,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from fitact_fx.answers import right_classes
-from fitact_fx.batches import IGNORED, Batch, as_batches, class_labels, logits_of, right_answers
+from fitact_fx.answers import Tally, class_labels, logits_of, right_classes
+from fitact_fx.batches import Batch, as_batches
 from fitact_fx.bounded import exchanged
-from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
 from fitact_fx.policies import Pass
 
@@ -24,7 +23,6 @@ class Probe:
 
     batches: tuple[Batch, ...]
     answers: tuple[Tensor, ...]
-    count: int
 
     @classmethod
     def of(cls, hard: nn.Module, batches: Sequence[Batch]) -> "Probe":
@@ -34,23 +32,19 @@ class Probe:
             pieces = tuple(piece for batch in _joined(batches) for piece in _ordered(batch))
             clean = [logits_of(batch.run(hard)) for batch in pieces]
         answers = [
-            right_classes(batch, scores, partial(scores.argmax, 1)) for batch, scores in zip(pieces, clean, strict=True)
+            right_classes(batch.targets, scores, partial(scores.argmax, 1), batch.number)
+            for batch, scores in zip(pieces, clean, strict=True)
         ]
-        count = sum(int((answer != IGNORED).sum()) for answer in answers)
-        if count == 0:
-            raise CalibrationError(
-                "none of the samples that were picked came in this pass over the data;\n"
-                "  pass data whose samples are the same in every pass (no random augmentation)"
-            )
-        return cls(pieces, tuple(answers), count)
+        return cls(pieces, tuple(answers))
 
     def accuracy(self, model: nn.Module) -> float:
-        """The share of right answers."""
-        right = 0
+        """The share of right answers; CalibrationError if there is no sample."""
         with torch.no_grad():
-            for batch, answer in zip(self.batches, self.answers, strict=True):
-                right += right_answers(logits_of(batch.run(model)), answer)
-        return right / self.count
+            tallies = [
+                Tally.of(logits_of(batch.run(model)), answer)
+                for batch, answer in zip(self.batches, self.answers, strict=True)
+            ]
+        return sum(tallies, Tally()).share
 
 
 def picked(holdout: Holdout, images: int) -> list[Batch]:

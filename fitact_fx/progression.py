@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitact_fx.batches import Batch, logits_of
+from fitact_fx.answers import logits_of
+from fitact_fx.batches import Batch
 from fitact_fx.bounded import Bounded, exchanged
 from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, too_costly, within
 from fitact_fx.confined import only_bounds_change

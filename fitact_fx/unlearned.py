@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fitact_fx.ambience import random_states_kept
-from fitact_fx.answers import right_classes
-from fitact_fx.batches import IGNORED, as_batches, labelled_alike, logits_of, right_answers
+from fitact_fx.answers import Tally, logits_of, right_classes
+from fitact_fx.batches import as_batches, labelled_alike
 from fitact_fx.bounded import bounded_sites, exchanged
 from fitact_fx.clean_accuracy import within
 from fitact_fx.errors import CalibrationError, CostlyWarning
@@ -57,14 +57,13 @@ def _words(spec: Spec) -> str:
 
 def _drop_on(hard: nn.Module, data: object) -> tuple[float, int]:
     """The clean accuracy that the bounds cost on all of `data`, and how many samples there were."""
-    lost = count = samples = 0
+    clean, bounded, samples = Tally(), Tally(), 0
     with random_states_kept(), evaluating(hard), torch.no_grad():
         for batch in labelled_alike(as_batches(data)):
             scores = logits_of(batch.run(hard))
             with exchanged(hard, Pass()):
-                clean = logits_of(batch.run(hard))
-            classes = right_classes(batch, clean, partial(clean.argmax, 1))
-            lost += right_answers(clean, classes) - right_answers(scores, classes)
-            count += int((classes != IGNORED).sum())
+                own = logits_of(batch.run(hard))
+            classes = right_classes(batch.targets, own, partial(own.argmax, 1), batch.number)
+            clean, bounded = clean + Tally.of(own, classes), bounded + Tally.of(scores, classes)
             samples += batch.size
-    return lost / count, samples
+    return clean.share - bounded.share, samples

@@ -1,5 +1,6 @@
-"""What counts as right where some labels are missing, and that no held-out sample is left out of the clean drop."""
+"""Where answers are found, what counts as right where labels are missing, and that no held-out sample is left out."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fitact_fx
-from fitact_fx.answers import right_classes
-from fitact_fx.batches import Batch
+from fitact_fx.answers import IGNORED, Tally, logits_of, right_classes
 from fitact_fx.budget import Search
 from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
@@ -63,7 +63,7 @@ def one_by_one(labels: np.ndarray, clean: np.ndarray) -> np.ndarray:
 def test_a_sample_without_any_label_has_the_clean_answers_and_padding_stays_padding(labels: Any) -> None:
     targets = torch.tensor(labels)
     scores = torch.randn(4, 3, *targets.shape[1:], generator=torch.Generator().manual_seed(1))
-    found = right_classes(Batch((X[:4],), {}, targets), scores, lambda: scores.argmax(1))
+    found = right_classes(targets, scores, lambda: scores.argmax(1))
     np.testing.assert_array_equal(found.numpy(), one_by_one(targets.numpy(), scores.numpy().argmax(1)))
 
 
@@ -117,3 +117,27 @@ def test_a_handful_of_samples_is_too_little_to_learn_from(scheme: Any) -> None:
     ):
         fitact_fx.post_train(hard, [X[:19]])
     assert fitact_fx.post_train(hard, [X[:20]], max_drop=0.99).held_out == 4
+
+
+def test_class_scores_are_found_in_the_usual_outputs() -> None:
+    extra = torch.zeros(4, 1)
+    outputs = [X, (X, extra), [X], {"logits": X, "extra": extra}, {"out": X}, SimpleNamespace(logits=X)]
+    assert all(logits_of(output) is X for output in outputs)
+
+
+@pytest.mark.parametrize("output", [torch.zeros(3), (), "scores", (None, X)])
+def test_an_output_without_class_scores_is_refused(output: object) -> None:
+    with pytest.raises(CalibrationError, match=r"no class scores of shape \(N, classes, ...\);\n  wrap the model"):
+        logits_of(output)
+
+
+def test_scores_that_are_no_numbers_answer_nothing_right() -> None:
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[nan, 0.0], [0.0, inf], [2.0, 1.0], [-inf, 1.0], [0.0, 1.0]])
+    assert Tally.of(scores, torch.tensor([0, 1, 0, 1, IGNORED])) == Tally(right=2, count=4)
+
+
+def test_there_is_no_share_of_right_answers_where_there_was_no_sample() -> None:
+    assert (Tally(1, 2) + Tally(2, 2)).share == 0.75
+    with pytest.raises(CalibrationError, match=r"none of the samples .* came in this pass .*;\n  pass data whose"):
+        _ = Tally().share

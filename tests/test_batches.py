@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fitact_fx.batches import IGNORED, Batch, as_batches, labelled_alike, logits_of, right_answers
+from fitact_fx.batches import Batch, as_batches, labelled_alike
 from fitact_fx.errors import CalibrationError
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 2, 0])
@@ -153,21 +152,3 @@ def test_a_sample_has_the_same_fingerprint_in_any_batch_and_any_order():
 def test_fingerprints_read_any_type_and_layout(tensor):
     assert Batch((tensor,), {}, None).fingerprints() == Batch((tensor.contiguous(),), {}, None).fingerprints()
     assert len(set(Batch((tensor,), {}, None).fingerprints())) == 4
-
-
-def test_class_scores_are_found_in_the_usual_outputs():
-    extra = torch.zeros(4, 1)
-    outputs = [X, (X, extra), [X], {"logits": X, "extra": extra}, {"out": X}, SimpleNamespace(logits=X)]
-    assert all(logits_of(output) is X for output in outputs)
-
-
-@pytest.mark.parametrize("output", [torch.zeros(3), (), "scores", (None, X)])
-def test_an_output_without_class_scores_is_refused(output):
-    with pytest.raises(CalibrationError, match=r"no class scores of shape \(N, classes, ...\);\n  wrap the model"):
-        logits_of(output)
-
-
-def test_scores_that_are_no_numbers_answer_nothing_right():
-    nan, inf = float("nan"), float("inf")
-    scores = torch.tensor([[nan, 0.0], [0.0, inf], [2.0, 1.0], [-inf, 1.0], [0.0, 1.0]])
-    assert right_answers(scores, torch.tensor([0, 1, 0, 1, IGNORED])) == 2

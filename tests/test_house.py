@@ -22,9 +22,9 @@ unseen errors parameter_limits exchanging
 writes repairs
 guarded
 nodes source ambience graph_lines
-ownership options
+ownership options answers
 granularity policies batches statistics dimensions traced
-spec holdout codes answers
+spec holdout codes
 bounded injected
 packing clean_accuracy carrying losses probe thresholds
 kinds signature modes guards

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fitact_fx.ambience import same_chances
-from fitact_fx.batches import IGNORED, class_labels, logits_of
+from fitact_fx.answers import IGNORED, class_labels, logits_of
 from fitact_fx.campaigns.fingerprints import parts
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.errors import CalibrationError, CampaignError

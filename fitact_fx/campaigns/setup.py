@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fitact_fx.batches import IGNORED
+from fitact_fx.answers import IGNORED
 from fitact_fx.campaigns.evaluating import How
 from fitact_fx.campaigns.fingerprints import code_of_function
 from fitact_fx.campaigns.job import Job
