@@ -1,5 +1,8 @@
 """What bounds cost while nothing is faulty, on samples that nothing was learned from: accuracy, and moved outputs."""
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -7,11 +10,45 @@ from torch import Tensor, nn
 
 from fitact_fx.answers import Tally, logits_of, right_classes
 from fitact_fx.batches import Batch
-from fitact_fx.bounded import exchanged
+from fitact_fx.clean_outputs import clean_scores
 from fitact_fx.errors import CalibrationError, RecipeError
 from fitact_fx.holdout import Holdout
 from fitact_fx.options import SHARE
-from fitact_fx.policies import Pass
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What bounds cost on some samples.
+
+    The shares of right answers without and with them, and how far they move the outputs: the mean square of it, over
+    the variance that the outputs have without bounds, each class around its own mean.
+    """
+
+    clean_accuracy: float
+    accuracy: float
+    distortion: float
+    samples: int
+
+    @property
+    def drop(self) -> float:
+        """How much accuracy they cost."""
+        return self.clean_accuracy - self.accuracy
+
+
+def costs_of(hard: nn.Module, batches: Iterable[Batch]) -> Costs:
+    """What the bounds of `hard` as they stand cost on these samples, in one pass; see `fitact_fx.answers`.
+
+    CalibrationError where there is no sample, and for labels that do not fit.
+    """
+    clean, bounded, distortion, samples = Tally(), Tally(), _Distortion(), 0
+    with torch.no_grad():
+        for batch in batches:
+            own, scores = clean_scores(hard, batch), logits_of(batch.run(hard))
+            classes = right_classes(batch.targets, own, partial(own.argmax, 1), batch.number)
+            clean, bounded = clean + Tally.of(own, classes), bounded + Tally.of(scores, classes)
+            distortion.take(own, scores)
+            samples += batch.size
+    return Costs(clean.share, bounded.share, distortion.value, samples)
 
 
 def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
@@ -26,25 +63,37 @@ def accuracy_of(hard: nn.Module, holdout: Holdout) -> float:
 
 
 def _clean_answers(hard: nn.Module, batch: Batch) -> Tensor:
-    with exchanged(hard, Pass()):
-        return logits_of(batch.run(hard)).argmax(1)
+    return clean_scores(hard, batch).argmax(1)
 
 
-def distortion_of(hard: nn.Module, holdout: Holdout) -> float:
-    """How far the bounds move the held-out samples' outputs: the mean square, over the variance without bounds."""
-    moved = total = squares = 0.0
-    count = 0
-    with torch.no_grad():
-        for batch in holdout.held_out_batches():
-            scores = logits_of(batch.run(hard)).double()
-            with exchanged(hard, Pass()):
-                clean = logits_of(batch.run(hard)).double()
-            moved += float((scores - clean).square().sum())
-            total += float(clean.sum())
-            squares += float(clean.square().sum())
-            count += clean.numel()
-    variance = squares / max(1, count) - (total / max(1, count)) ** 2
-    return moved / max(1, count) / max(variance, 1e-12)
+class _Distortion:
+    """The distortion of scores, (N, classes, ...), that come batch by batch."""
+
+    def __init__(self) -> None:
+        self.origin: Tensor | None = None
+        self.count = 0
+
+    def take(self, clean: Tensor, scores: Tensor) -> None:
+        """Count these in."""
+        rows, moved = (each.double().movedim(1, -1).flatten(0, -2) for each in (clean, scores))
+        if self.origin is None:
+            self.origin = rows[0]
+            self.moved, self.total, self.squares = (torch.zeros_like(self.origin) for _ in range(3))
+        # From the first one on: beside the square of a score that masks its class, -1e9, all others would be lost.
+        apart = rows - self.origin
+        self.moved += (moved - rows).square().sum(0)
+        self.total += apart.sum(0)
+        self.squares += apart.square().sum(0)
+        self.count += len(rows)
+
+    @property
+    def value(self) -> float:
+        """Of all so far. Infinite where outputs moved that are always the same without bounds."""
+        variance = (self.squares / self.count - (self.total / self.count).square()).clamp(min=0).mean()
+        moved = self.moved.mean() / self.count
+        if variance == 0:
+            return 0.0 if moved == 0 else math.inf
+        return float(moved / variance)
 
 
 def check_max_drop(max_drop: object) -> None:

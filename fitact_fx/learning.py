@@ -19,19 +19,21 @@ was measured on ResNet-20 and AlexNet (tools/results/learning.md):
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor, nn
 
 from fitact_fx.answers import logits_of
 from fitact_fx.bounded import exchanged
-from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, distortion_of, too_costly, within
+from fitact_fx.clean_accuracy import Costs, check_max_drop, costs_of, too_costly, within
+from fitact_fx.clean_outputs import clean_scores
 from fitact_fx.confined import only_bounds_change
 from fitact_fx.descent import Step, check_learning, descend
 from fitact_fx.faults import BitFlip, find_format
 from fitact_fx.holdout import Holdout
-from fitact_fx.losses import clean_scores, distance, label_loss, require_targets, share_moved
+from fitact_fx.losses import distance, label_loss, require_targets, share_moved
 from fitact_fx.options import NOT_NEGATIVE, SHARE, check_flags, check_numbers
-from fitact_fx.policies import Pass, Smooth
+from fitact_fx.policies import Smooth
 from fitact_fx.sides import Side, mean_of, put_all, sides_to_learn
 
 _BISECTIONS = 4  # to find how far learned bounds can be followed: to one sixteenth of the way
@@ -67,7 +69,7 @@ class Learning:
     distillation: float = 1.0
     labels: float = 0.1
     held_out: float = 0.2
-    distortion: float = 0.008
+    distortion: float = 0.0082
     fault_rate: float = 0.0
     fault_format: str = "q15.16"
     together: bool = False
@@ -127,15 +129,15 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
             return _task_losses(hard, step, learning, seed)
 
         values, seen = descend(sides, holdout.learning_batches(learning.samples), learning, losses)
-        clean, drop, moved, kept = _drawn_back(hard, sides, holdout, max_drop, learning.distortion)
+        costs, kept = _drawn_back(hard, sides, holdout, max_drop, learning.distortion)
     return Record(
         epochs=seen / holdout.learned,
         steps=learning.steps,
         losses=tuple(values),
         held_out=holdout.held_out,
-        clean_accuracy=clean,
-        drop=drop,
-        distortion=moved,
+        clean_accuracy=costs.clean_accuracy,
+        drop=costs.drop,
+        distortion=costs.distortion,
         kept=kept,
         mean_bound_before=mean_of([side.calibrated for side in sides]),
         mean_bound_after=mean_of([side.at(kept) for side in sides]),
@@ -156,24 +158,24 @@ def _task_losses(hard: nn.Module, step: Step, learning: Learning, seed: int) -> 
 
 def _drawn_back(
     hard: nn.Module, sides: list[Side], holdout: Holdout, max_drop: float, distortion: float
-) -> tuple[float, float, float, float]:
-    """Leave the bounds farthest along that keep both limits: (clean accuracy, drop, distortion, share of the way)."""
-    with exchanged(hard, Pass()):
-        clean = accuracy_of(hard, holdout)
+) -> tuple[Costs, float]:
+    """Leave the bounds farthest along that keep both limits: what they cost, and the share of the way."""
 
-    def costs(share: float) -> tuple[float, float]:
+    @cache
+    def costs(share: float) -> Costs:
         put_all(sides, [side.at(share) for side in sides])
-        return clean - accuracy_of(hard, holdout), distortion_of(hard, holdout)
+        return costs_of(hard, holdout.held_out_batches())
 
-    def allowed(drop: float, moved: float) -> bool:
-        return within(drop, max_drop) and moved <= distortion
+    def allowed(share: float) -> bool:
+        return within(costs(share).drop, max_drop) and costs(share).distortion <= distortion
 
-    if allowed(*(found := costs(1.0))):
-        return clean, *found, 1.0
-    if not within(drop := costs(0.0)[0], max_drop):
+    if allowed(1.0):
+        return costs(1.0), 1.0
+    if not within(drop := costs(0.0).drop, max_drop):
         raise too_costly(drop, max_drop, holdout)
     kept, beyond = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (kept + beyond) / 2
-        kept, beyond = (middle, beyond) if allowed(*costs(middle)) else (kept, middle)
-    return clean, *costs(kept), kept
+        kept, beyond = (middle, beyond) if allowed(middle) else (kept, middle)
+    put_all(sides, [side.at(kept) for side in sides])
+    return costs(kept), kept

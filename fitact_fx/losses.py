@@ -2,20 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fitact_fx.answers import IGNORED, class_labels, logits_of
+from fitact_fx.answers import IGNORED, class_labels
 from fitact_fx.batches import Batch
-from fitact_fx.bounded import exchanged
 from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
-from fitact_fx.policies import Pass
-
-
-def clean_scores(hard: nn.Module, batch: Batch) -> Tensor:
-    """The class scores of the model with no bound at all, without gradients."""
-    with torch.no_grad(), exchanged(hard, Pass()):
-        return logits_of(batch.run(hard))
 
 
 def distance(scores: Tensor, clean: Tensor) -> Tensor:

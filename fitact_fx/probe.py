@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from fitact_fx.answers import Tally, class_labels, logits_of, right_classes
 from fitact_fx.batches import Batch, as_batches
-from fitact_fx.bounded import exchanged
+from fitact_fx.clean_outputs import clean_scores
 from fitact_fx.holdout import Holdout
-from fitact_fx.policies import Pass
 
 _AT_ONCE = 128  # samples in one forward: more are no faster on a CPU
 
@@ -27,10 +26,9 @@ class Probe:
     @classmethod
     def of(cls, hard: nn.Module, batches: Sequence[Batch]) -> "Probe":
         """These samples in the order of their digests, whatever the order and size of the batches they came in."""
-        with torch.no_grad(), exchanged(hard, Pass()):
-            _refuse_other_labels(hard, batches)
-            pieces = tuple(piece for batch in _joined(batches) for piece in _ordered(batch))
-            clean = [logits_of(batch.run(hard)) for batch in pieces]
+        _refuse_other_labels(hard, batches)
+        pieces = tuple(piece for batch in _joined(batches) for piece in _ordered(batch))
+        clean = [clean_scores(hard, batch) for batch in pieces]
         answers = [
             right_classes(batch.targets, scores, partial(scores.argmax, 1), batch.number)
             for batch, scores in zip(pieces, clean, strict=True)
@@ -68,7 +66,7 @@ def _refuse_other_labels(hard: nn.Module, batches: Sequence[Batch]) -> None:
     """While it is known which batch they came in: once joined, an error could name none."""
     for batch in batches:
         if batch.targets is not None:
-            class_labels(batch.targets, logits_of(batch.run(hard)), batch.number)
+            class_labels(batch.targets, clean_scores(hard, batch), batch.number)
 
 
 def _ordered(batch: Batch) -> list[Batch]:

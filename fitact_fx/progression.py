@@ -23,13 +23,14 @@ from tqdm import tqdm
 from fitact_fx.answers import logits_of
 from fitact_fx.batches import Batch
 from fitact_fx.bounded import Bounded, exchanged
-from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, too_costly, within
+from fitact_fx.clean_accuracy import accuracy_of, check_max_drop, costs_of, too_costly, within
+from fitact_fx.clean_outputs import clean_scores
 from fitact_fx.confined import only_bounds_change
 from fitact_fx.descent import Step, check_learning, descend
 from fitact_fx.holdout import Holdout
-from fitact_fx.losses import clean_scores, divergence, label_loss, require_targets
+from fitact_fx.losses import divergence, label_loss, require_targets
 from fitact_fx.options import POSITIVE, Span, check_numbers, check_whole
-from fitact_fx.policies import Pass, Smooth
+from fitact_fx.policies import Smooth
 from fitact_fx.sides import Side, mean_of, put_all, sides_to_learn
 
 
@@ -137,11 +138,10 @@ class _Back:
     seen: int = field(default=0, init=False)
 
     def learned(self, sides: list[Side]) -> Progress:
-        with exchanged(self.hard, Pass()):
-            self.clean = accuracy_of(self.hard, self.holdout)
-        self.start = self.now = accuracy_of(self.hard, self.holdout)
-        if not within(self.clean - self.start, self.max_drop):
-            raise too_costly(self.clean - self.start, self.max_drop, self.holdout)
+        costs = costs_of(self.hard, self.holdout.held_out_batches())
+        if not within(costs.drop, self.max_drop):
+            raise too_costly(costs.drop, self.max_drop, self.holdout)
+        self.clean, self.start, self.now = costs.clean_accuracy, costs.accuracy, costs.accuracy
         batches = self.holdout.learning_batches(self.learning.samples)
         sites = list(dict.fromkeys(side.site for side in sides if side.movable.any()))
         bar = tqdm(

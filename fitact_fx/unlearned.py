@@ -5,18 +5,14 @@ silence would look like safety.
 """
 
 import warnings
-from functools import partial
 
-import torch
 from torch import nn
 
 from fitact_fx.ambience import random_states_kept
-from fitact_fx.answers import Tally, logits_of, right_classes
 from fitact_fx.batches import as_batches, labelled_alike
-from fitact_fx.bounded import bounded_sites, exchanged
-from fitact_fx.clean_accuracy import within
+from fitact_fx.bounded import bounded_sites
+from fitact_fx.clean_accuracy import Costs, costs_of, within
 from fitact_fx.errors import CalibrationError, CostlyWarning
-from fitact_fx.policies import Pass
 from fitact_fx.ranges import evaluating
 from fitact_fx.spec import Spec
 
@@ -31,13 +27,13 @@ def warn_of_cost(hard: nn.Module, data: object, max_drop: float, stacklevel: int
     if not asked:
         return
     try:
-        drop, samples = _drop_on(hard, data)
+        costs = _costs_on(hard, data)
     except CalibrationError:  # calibration has been through the same data: it is the answers that do not fit
         return
-    if not within(drop, max_drop):
+    if not within(costs.drop, max_drop):
         warnings.warn(
-            f"the bounds, {' and '.join(asked)}, cost {100 * drop:.2f} points of clean accuracy on these {samples} "
-            f"samples, more than max_drop allows ({100 * max_drop:.2f});\n"
+            f"the bounds, {' and '.join(asked)}, cost {100 * costs.drop:.2f} points of clean accuracy on these "
+            f"{costs.samples} samples, more than max_drop allows ({100 * max_drop:.2f});\n"
             "  take a greater one, let a scheme learn the bounds within that limit, or allow a larger max_drop",
             CostlyWarning,
             stacklevel=stacklevel + 1,
@@ -55,15 +51,6 @@ def _words(spec: Spec) -> str:
     return f"at {percentile if spec.percentile < 100 else share}"
 
 
-def _drop_on(hard: nn.Module, data: object) -> tuple[float, int]:
-    """The clean accuracy that the bounds cost on all of `data`, and how many samples there were."""
-    clean, bounded, samples = Tally(), Tally(), 0
-    with random_states_kept(), evaluating(hard), torch.no_grad():
-        for batch in labelled_alike(as_batches(data)):
-            scores = logits_of(batch.run(hard))
-            with exchanged(hard, Pass()):
-                own = logits_of(batch.run(hard))
-            classes = right_classes(batch.targets, own, partial(own.argmax, 1), batch.number)
-            clean, bounded = clean + Tally.of(own, classes), bounded + Tally.of(scores, classes)
-            samples += batch.size
-    return clean.share - bounded.share, samples
+def _costs_on(hard: nn.Module, data: object) -> Costs:
+    with random_states_kept(), evaluating(hard):
+        return costs_of(hard, labelled_alike(as_batches(data)))

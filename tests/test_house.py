@@ -26,7 +26,8 @@ ownership options answers
 granularity policies batches statistics dimensions traced
 spec holdout codes
 bounded injected
-packing clean_accuracy carrying losses probe thresholds
+packing carrying thresholds clean_outputs
+clean_accuracy losses probe
 kinds signature modes guards
 recurrence
 spellings

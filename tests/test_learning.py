@@ -115,10 +115,10 @@ def test_bounds_that_break_the_limit_are_never_returned(model, max_drop):
 
 
 def distance_by_numpy(hard, model, x):
-    """The mean square between the outputs, over the variance of the model's own."""
+    """The mean square between the outputs, over the variance of the model's own around the mean of each class."""
     with torch.no_grad():
         clean, bounded = (network(x).double().numpy() for network in (model, hard))
-    return ((bounded - clean) ** 2).mean() / clean.var()
+    return ((bounded - clean) ** 2).mean() / clean.var(axis=0).mean()
 
 
 @pytest.mark.parametrize("distortion", [0.0, 0.01, 0.1])
@@ -131,6 +131,26 @@ def test_bounds_that_move_the_outputs_farther_than_the_limit_are_never_returned(
     assert moved <= distortion
     assert record.distortion == pytest.approx(moved, rel=1e-3, abs=1e-12)
     assert record.kept < 1.0, "the accuracy alone would have let them go all the way"
+
+
+class Counting:
+    """Data that knows how often it was gone through."""
+
+    def __init__(self, data):
+        self.passes, self.data = 0, data
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(self.data)
+
+
+@pytest.mark.parametrize(("distortion", "passes"), [(1e9, 1), (0.0, 6)])
+def test_each_share_of_the_way_takes_one_pass_over_the_data(model, distortion, passes):
+    batches = in_batches(*problem())
+    data = Counting(batches)
+    hard = calibrated(model, batches, FitAct(learning=Learning(steps=5, distortion=distortion)))
+    fitact_fx.post_train(hard, data, max_drop=0.9)
+    assert data.passes == 2 + passes, "one to split, one to learn from, and one for each share that was tried"
 
 
 def test_the_limit_on_outputs_needs_no_more_than_it_takes(model):
