@@ -52,7 +52,11 @@ class UnprotectedWarning(UserWarning):
 
 
 class CostlyWarning(UserWarning):
-    """Bounds at a percentile or share that was asked for cost more clean accuracy than `max_drop` allows."""
+    """Bounds cost more than was allowed, on samples without faults.
+
+    `harden(data=...)` tells it of a percentile or a share that was asked for, and any learning of bounds that move the
+    outputs so far that nothing of what was learned is kept.
+    """
 
 
 def site_message(name: str, source: str, problem: str, remedy: str) -> str:

@@ -148,8 +148,8 @@ def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, s
     are -100), the clean model's own answers are the right ones. Where only some of a sample's labels are -100, they
     mark places that mean nothing, such as padding, which are left out. A network is right about images that it was
     trained on whatever bounds do to it, so FitAct holds to how far its outputs are moved as well (see
-    `Learning.distortion`); other schemes see the accuracy alone, so give images that are new to the network, or allow
-    less.
+    `Learning.distortion`; a CostlyWarning where that leaves nothing of what was learned); other schemes see the
+    accuracy alone, so give images that are new to the network, or allow less.
 
     On any error no bound has changed. Raises RecipeError for a `max_drop` that is no share, a `seed` that is no whole
     number, and where the scheme learns nothing; SiteError for bounds that are not set; CalibrationError for too little

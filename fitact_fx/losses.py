@@ -10,8 +10,8 @@ from fitact_fx.errors import CalibrationError
 from fitact_fx.holdout import Holdout
 
 
-def distance(scores: Tensor, clean: Tensor) -> Tensor:
-    """The mean square of what the scores lost, over the variance of the clean ones: as heavy for every network."""
+def distortion(scores: Tensor, clean: Tensor) -> Tensor:
+    """The mean square of what the scores lost, over the variance of all clean ones: as heavy for every network."""
     return F.mse_loss(scores, clean) / clean.var().clamp(min=1e-12)
 
 

@@ -9,7 +9,7 @@ from fitact_fx.errors import RecipeError
 
 @dataclass(frozen=True)
 class Span:
-    """The numbers from `low` to `high`, each end inside or not. NaN and infinity lie in none."""
+    """The numbers from `low` to `high`, each end inside or not, infinity too. NaN lies in none."""
 
     low: float
     high: float = math.inf
@@ -18,7 +18,7 @@ class Span:
 
     def holds(self, value: object) -> bool:
         """Whether this is a number (and no truth value) inside."""
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         at_end = (self.with_low and value == self.low) or (self.with_high and value == self.high)
         return at_end or self.low < value < self.high
@@ -26,7 +26,7 @@ class Span:
     def __str__(self) -> str:
         low = f"a number {'from' if self.with_low else 'above'} {self.low:g}{' up' if self.with_low else ''}"
         if self.high == math.inf:
-            return low
+            return f"{low}, or infinity" if self.with_high else low
         return f"{low}, {self.high:g} at most" if self.with_high else f"{low} and below {self.high:g}"
 
 

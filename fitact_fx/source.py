@@ -1,5 +1,6 @@
 """Where in the user's own code a node of a graph comes from."""
 
+import inspect
 import linecache
 import os
 import re
@@ -9,6 +10,7 @@ from types import FrameType
 import torch
 from torch.fx import Node
 
+_LIBRARY = str(Path(__file__).parent) + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 # Code that has no file of its own: a graph's, and Python's. `<stdin>` or a notebook's cell are a user's.
 _GENERATED = ("<eval_with_key>", "<frozen ")
@@ -36,6 +38,15 @@ def user_frames(frame: FrameType | None, own_files: frozenset[str], stop: str) -
 def is_torch(file: str) -> bool:
     """Whether a source file belongs to torch itself (torchvision and others are users of it)."""
     return file.startswith((_TORCH, *_GENERATED))
+
+
+def level_of_user() -> int:
+    """How far up, from where `warn` is called, the code stands that called this library."""
+    level, frame = 1, inspect.currentframe()
+    frame = frame.f_back if frame else None
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def source_line(node: Node) -> str:

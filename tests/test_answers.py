@@ -22,7 +22,7 @@ from fitact_fx.schemes.proact import ProAct
 NONE = -100
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
 GREEDY = [
-    FitAct(learning=Learning(steps=30, learning_rate=0.2, tightening=50.0)),
+    FitAct(learning=Learning(steps=30, learning_rate=0.2, tightening=50.0, distortion=float("inf"))),
     ProAct(learning=Progressive(rounds=1, steps=30, learning_rate=0.2, tightening=50.0), tolerance=0.9),
     ClipAct(search=Search(rates=(1e-3, 1e-2), draws=2, images=32, parts=2, rounds=1)),
 ]

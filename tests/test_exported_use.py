@@ -19,6 +19,8 @@ import fitact_fx
 from fitact_fx import harden, inject, lower, set_bounds, verify
 from fitact_fx.errors import RecipeError, TracingError
 from fitact_fx.faults import BitFlip
+from fitact_fx.learning import Learning
+from fitact_fx.schemes.fitact import FitAct
 
 
 class TestModesAndTypes:
@@ -186,7 +188,8 @@ class TestWhatFollows:
         torch.manual_seed(0)
         data = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(4)]
         model = ByShape().eval()
-        hard = harden(model, "neuron", example_inputs=(X,), frontend="export")
+        scheme = FitAct(learning=Learning(distortion=float("inf")))
+        hard = harden(model, scheme=scheme, example_inputs=(X,), frontend="export")
         fitact_fx.calibrate(hard, data)
         (upper,) = (bound for _, bound in fitact_fx.bounds(hard).values())
         with torch.no_grad():

@@ -1,6 +1,8 @@
 """Learning bounds: what it must reach, and what it must leave alone."""
 
 import math
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fitact_fx
 from fitact_fx.batches import as_batches
-from fitact_fx.errors import CalibrationError, RecipeError, SiteError
+from fitact_fx.errors import CalibrationError, CostlyWarning, RecipeError, SiteError
 from fitact_fx.holdout import Holdout
 from fitact_fx.learning import Learning
 from fitact_fx.losses import share_moved
@@ -100,7 +102,7 @@ def test_learning_tightens_bounds_and_the_record_says_what_it_did(model):
 def test_bounds_that_break_the_limit_are_never_returned(model, max_drop):
     x, y = problem()
     data = in_batches(x, y)
-    greedy = FitAct(learning=Learning(steps=30, learning_rate=0.1, tightening=50.0))
+    greedy = FitAct(learning=Learning(steps=30, learning_rate=0.1, tightening=50.0, distortion=math.inf))
     hard = calibrated(model, data, greedy)
     record = fitact_fx.post_train(hard, data, max_drop=max_drop)
     part = held_out_part(data)
@@ -114,23 +116,23 @@ def test_bounds_that_break_the_limit_are_never_returned(model, max_drop):
     assert record.kept < 1.0, "this learning is greedy enough that the limit must have held it back"
 
 
-def distance_by_numpy(hard, model, x):
+def distortion_by_numpy(hard, model, x):
     """The mean square between the outputs, over the variance of the model's own around the mean of each class."""
     with torch.no_grad():
         clean, bounded = (network(x).double().numpy() for network in (model, hard))
     return ((bounded - clean) ** 2).mean() / clean.var(axis=0).mean()
 
 
-@pytest.mark.parametrize("distortion", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("distortion", [0.03, 0.1, 0.3])
 def test_bounds_that_move_the_outputs_farther_than_the_limit_are_never_returned(model, distortion):
     data = in_batches(*problem())
     greedy = FitAct(learning=Learning(steps=30, learning_rate=0.1, tightening=50.0, distortion=distortion))
     hard = calibrated(model, data, greedy)
     record = fitact_fx.post_train(hard, data, max_drop=0.5)
-    moved = distance_by_numpy(hard, model, torch.cat([batch.args[0] for batch in held_out_part(data)]))
+    moved = distortion_by_numpy(hard, model, torch.cat([batch.args[0] for batch in held_out_part(data)]))
     assert moved <= distortion
     assert record.distortion == pytest.approx(moved, rel=1e-3, abs=1e-12)
-    assert record.kept < 1.0, "the accuracy alone would have let them go all the way"
+    assert 0.0 < record.kept < 1.0, "the accuracy alone would have let them go all the way"
 
 
 class Counting:
@@ -144,13 +146,58 @@ class Counting:
         return iter(self.data)
 
 
-@pytest.mark.parametrize(("distortion", "passes"), [(1e9, 1), (0.0, 6)])
+@pytest.mark.parametrize(("distortion", "passes"), [(math.inf, 1), (0.015, 6)])
 def test_each_share_of_the_way_takes_one_pass_over_the_data(model, distortion, passes):
     batches = in_batches(*problem())
     data = Counting(batches)
-    hard = calibrated(model, batches, FitAct(learning=Learning(steps=5, distortion=distortion)))
+    hard = calibrated(model, batches, FitAct(learning=Learning(steps=30, learning_rate=0.05, distortion=distortion)))
     fitact_fx.post_train(hard, data, max_drop=0.9)
-    assert data.passes == 2 + passes, "one to split, one to learn from, and one for each share that was tried"
+    assert data.passes == 1 + 5 + passes, "one to split, five of six steps to learn from, and one for each share tried"
+
+
+def learned_from_few(model, **options):
+    """Bounds that were calibrated on a quarter of the data, and the record of learning from all of it."""
+    data = in_batches(*problem())
+    hard = calibrated(model, data[:1], FitAct(learning=Learning(steps=30, learning_rate=0.1, **options)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record = fitact_fx.post_train(hard, data, max_drop=0.9)
+    assert all(each.category is CostlyWarning and each.filename == __file__ for each in caught)
+    return hard, record, [str(each.message) for each in caught]
+
+
+def test_a_limit_that_the_calibrated_bounds_exceed_leaves_these_and_says_so(model):
+    hard, record, told = learned_from_few(model)
+    assert record.kept == 0
+    assert torch.equal(
+        fitact_fx.bounds(hard)["relu"][1], fitact_fx.bounds(calibrated(model, problem()[0][:32].split(32)))["relu"][1]
+    )
+    assert record.distortion > Learning().distortion
+    assert re.fullmatch(
+        rf"nothing that was learned is kept: 6 % of the way, bounds move the outputs on {record.held_out} held-out "
+        rf"samples by 0\.\d+ \(the calibrated ones by {record.distortion:.4f}\), more than "
+        r"Learning\(distortion=0\.0082\) allows;\n"
+        r"  calibrate with more data, or allow more of it \(infinity is no limit\)",
+        told[0],
+    )
+    assert "followed 0 % of the way" in str(record)
+
+
+def test_infinity_is_no_limit_on_outputs(model):
+    _, record, told = learned_from_few(model, distortion=math.inf)
+    assert (record.kept, told) == (1.0, [])
+    assert "followed 100 % of the way" in str(record)
+
+
+def test_bounds_that_no_step_moves_are_no_learning_that_is_lost(model):
+    _, record, told = learned_from_few(model, tightening=0.0, distillation=0.0, labels=0.0)
+    assert (record.kept, told) == (0.0, [])
+
+
+def test_harden_tells_its_caller_too_that_nothing_is_kept(model):
+    with pytest.warns(CostlyWarning, match="nothing that was learned is kept") as caught:
+        fitact_fx.harden(model, scheme=FitAct(learning=Learning(steps=5, distortion=0.0)), data=in_batches(*problem()))
+    assert [each.filename for each in caught] == [__file__]
 
 
 def test_the_limit_on_outputs_needs_no_more_than_it_takes(model):
@@ -163,7 +210,7 @@ def test_the_limit_on_outputs_needs_no_more_than_it_takes(model):
     start, learned = (fitact_fx.bounds(each)["relu"][1] for each in (further, hard))
     theta = torch.where(start > 0, (learned / start).log() / record.kept, 0.0)
     fitact_fx.set_bounds(further, {"relu": (None, start * torch.exp(theta * (record.kept + 1 / 16)))})
-    assert distance_by_numpy(further, model, x) > 0.015, "a sixteenth more of the way is too far"
+    assert distortion_by_numpy(further, model, x) > 0.015, "a sixteenth more of the way is too far"
 
 
 def test_calibrated_bounds_that_cost_too_much_already_are_refused_and_stay(model):
@@ -307,7 +354,7 @@ def test_two_sided_activations_learn_both_sides():
 
 def test_bounds_at_zero_and_infinity_stay_what_they_are(model):
     data = in_batches(*problem())
-    hard = calibrated(model, data)
+    hard = calibrated(model, data, FitAct(learning=Learning(steps=20, distortion=math.inf)))
     upper = fitact_fx.bounds(hard)["relu"][1]
     upper[0, 0], upper[0, 1] = 0.0, torch.inf
     fitact_fx.set_bounds(hard, {"relu": (None, upper)})
@@ -506,7 +553,7 @@ def test_calibration_takes_data_with_labels_and_ignores_them(model):
 
 def test_labels_alone_need_labels(model):
     x, y = problem()
-    alone = FitAct(learning=Learning(steps=5, distillation=0.0, labels=1.0))
+    alone = FitAct(learning=Learning(steps=5, distillation=0.0, labels=1.0, distortion=math.inf))
     hard = calibrated(model, in_batches(x), alone)
     with pytest.raises(
         CalibrationError, match="distillation=0 nothing but labels is learned from, and the data has none"

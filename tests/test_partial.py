@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import fitact_fx
 from fitact_fx import find_sites, harden, lower, set_bounds, trace, verify
 from fitact_fx.errors import RecipeError, TracingError, UnprotectedWarning
+from fitact_fx.learning import Learning
+from fitact_fx.schemes.fitact import FitAct
 from fitact_fx.traced import TracedModule
 
 X = torch.linspace(-3, 3, 8).reshape(2, 4) + 0.5  # so that X and -X take different branches
@@ -264,7 +266,7 @@ class TestWhatFollows:
         torch.manual_seed(0)
         model = make().eval()
         data = [torch.randn(16, 4) for _ in range(4)]
-        hard = harden(model, "layer")
+        hard = harden(model, "layer", FitAct(learning=Learning(distortion=float("inf"))))
         fitact_fx.calibrate(hard, data)
         assert fitact_fx.post_train(hard, data, max_drop=0.5).steps > 0
         fitact_fx.save(hard, tmp_path / "bounds")

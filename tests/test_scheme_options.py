@@ -23,7 +23,7 @@ from fitact_fx.schemes.ranger import Ranger
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
 DATA = list(X.split(32))
 SCHEMES = [
-    FitAct(learning=Learning(steps=3)),
+    FitAct(learning=Learning(steps=3, distortion=float("inf"))),
     ProAct(learning=Progressive(rounds=1, steps=2)),
     ClipAct(search=Search(rates=(1e-3, 1e-2), draws=2, images=32, parts=2, rounds=1)),
 ]
@@ -113,7 +113,9 @@ def test_a_caller_who_keeps_no_gradients_learns_the_same_bounds(scheme, without)
         (Learning, {"tightening": float("nan")}, "tightening is nan;\n  give a number from 0 up"),
         (Learning, {"held_out": 1.0}, "held_out is 1.0;\n  give a number above 0 and below 1"),
         (Learning, {"fault_rate": -1e-5}, "fault_rate is -1e-05;\n  give a number from 0 up and below 1"),
-        (Learning, {"distortion": -0.1}, "distortion is -0.1;\n  give a number from 0 up"),
+        (Learning, {"distortion": -0.1}, "distortion is -0.1;\n  give a number from 0 up, or infinity"),
+        (Learning, {"distortion": float("nan")}, "distortion is nan;\n  give a number from 0 up, or infinity"),
+        (Learning, {"tightening": float("inf")}, "tightening is inf;\n  give a number from 0 up"),
         (Learning, {"together": "a"}, "together is 'a';\n  give True or False"),
         (Ranger, {"follow": 1}, "follow is 1;\n  give True or False"),
         (Progressive, {"rounds": 0}, "rounds is 0;\n  give a whole number, 1 at least"),
