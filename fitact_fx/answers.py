@@ -95,6 +95,17 @@ def _remedy(scores: Tensor) -> str:
 
 
 def logits_of(output: object) -> Tensor:
+    """The class scores in a model's output, see `scores_in`; CalibrationError if it holds none."""
+    scores = scores_in(output)
+    if scores is None:
+        raise CalibrationError(
+            "the model's output holds no class scores of shape (N, classes, ...);\n"
+            "  wrap the model in a module that returns them first"
+        )
+    return scores
+
+
+def scores_in(output: object) -> Tensor | None:
     """The class scores in a model's output, (N, classes, ...): a tensor, `.logits`, or the first of several."""
     if isinstance(output, Mapping):
         output = output.get("logits", next(iter(output.values()), None))
@@ -102,9 +113,4 @@ def logits_of(output: object) -> Tensor:
         output = output.logits
     elif isinstance(output, tuple | list) and output:
         output = output[0]
-    if not isinstance(output, Tensor) or output.ndim < 2:
-        raise CalibrationError(
-            "the model's output holds no class scores of shape (N, classes, ...);\n"
-            "  wrap the model in a module that returns them first"
-        )
-    return output
+    return output if isinstance(output, Tensor) and output.ndim > 1 else None

@@ -8,8 +8,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fitact_fx.answers import logits_of
-from fitact_fx.errors import CalibrationError, FitactError
+from fitact_fx.answers import scores_in
+from fitact_fx.errors import FitactError
 from fitact_fx.hit_words import digest, raw
 
 
@@ -80,11 +80,8 @@ def _largest(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
 
 
 def _another_argmax(clean: Any, faulty: Any, samples: int) -> Tensor | None:
-    try:
-        before, after = logits_of(clean), logits_of(faulty)
-    except CalibrationError:  # no class scores
-        return None
-    if not before.is_floating_point():
+    before, after = scores_in(clean), scores_in(faulty)
+    if before is None or after is None or not before.is_floating_point():
         return None
     return (before.argmax(1) != after.argmax(1)).cpu().reshape(samples, -1).any(1)
 

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from fitact_fx import granularity as granularities
 from fitact_fx import policies, schemes
+from fitact_fx.asked_bounds import warn_of_cost
 from fitact_fx.bounded import Bounded, bounded_sites
 from fitact_fx.carrying import carry
 from fitact_fx.clean_accuracy import check_max_drop
@@ -36,7 +37,6 @@ from fitact_fx.sites import Site, SiteRule, find_sites
 from fitact_fx.spec import Spec
 from fitact_fx.traced import TracedModule
 from fitact_fx.tracing import trace
-from fitact_fx.unlearned import warn_of_cost
 
 
 def harden(
@@ -60,7 +60,8 @@ def harden(
     `max_drop` and `seed`; without, they are unset, and the result is the identity on the model's
     outputs, until `calibrate`, `set_bounds` or a loaded state sets them. Bounds at a percentile or a share of the
     maximum are not learned: what they cost on all of `data` is measured, and a CostlyWarning tells where that is more
-    than `max_drop`.
+    than `max_drop`. (Not where the outputs are no class scores; where targets are no classes, the clean model's own
+    answers are the right ones.)
 
     Parameters are shared with `model`, until the hardened model is moved or cast (as a whole: `hard.half()`);
     modules and buffers are copies. Code that could not be seen stays as it is and is named in an

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fitact_fx.ambience import same_chances
-from fitact_fx.answers import IGNORED, class_labels, logits_of
+from fitact_fx.answers import IGNORED, class_labels, scores_in
 from fitact_fx.campaigns.fingerprints import parts
 from fitact_fx.campaigns.samples import Samples
 from fitact_fx.errors import CalibrationError, CampaignError
@@ -183,10 +183,7 @@ def _class_scores(output: Any, targets: Any) -> Tensor | None:
     """The class scores, if that is what the output is and the targets are labels, or missing."""
     if targets is not None and (not isinstance(targets, Tensor) or targets.is_floating_point()):
         return None
-    try:
-        return logits_of(output)
-    except CalibrationError:
-        return None
+    return scores_in(output)
 
 
 def broken(output: Any, clean: Any, size: int) -> Tensor:

@@ -60,7 +60,7 @@ def test_a_clean_drop_beyond_the_limit_is_measured_and_told(scheme: Any, named: 
     assert drop > 0.005
     assert len(told) == 1
     assert f"the bounds, {named} cost {100 * drop:.2f} points of clean accuracy on these 300 samples" in told[0]
-    assert re.search(r"more than max_drop allows \(0\.50\);\n  take a greater one, ", told[0])
+    assert re.search(r"more than max_drop allows \(0\.50\);\n  ask for a greater percentile or share, ", told[0])
     assert warned(scheme, data, max_drop=drop)[1] == []
 
 
@@ -88,20 +88,71 @@ def test_the_extremes_need_no_further_pass_over_the_data(scheme: Any, passes: in
 
 
 @pytest.mark.parametrize(
-    ("head", "targets"),
-    [
-        (nn.Flatten(0), None),
-        (nn.Identity(), torch.randn(300, 5)),
-        (nn.Identity(), torch.full((300,), 9)),
-    ],
-    ids=["no class scores", "numbers for targets", "labels of other classes"],
+    "targets",
+    [torch.randn(300, 5), torch.randn(300, 4), torch.zeros(300, 2, dtype=torch.long)],
+    ids=["numbers", "numbers in the shape of the inputs", "two a sample"],
 )
-def test_where_answers_cannot_be_right_or_wrong_there_is_nothing_to_measure(
-    head: nn.Module, targets: Tensor | None
-) -> None:
+def test_where_targets_are_no_classes_the_clean_answers_are_the_right_ones(targets: Tensor) -> None:
+    data = [*zip(X.split(70), targets.split(70), strict=True)]
+    hard, told = warned(Ranger(percentile=80), data)
+    drop = accuracy(network(), clean_answers()) - accuracy(hard, clean_answers())
+    assert f"cost {100 * drop:.2f} points of clean accuracy on these 300 samples" in told[0]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [nn.Flatten(0), nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (2, 3))), nn.Linear(5, 1)],
+    ids=["no scores", "perhaps places before classes", "one score"],
+)
+@pytest.mark.parametrize("targets", [None, torch.randn(300, 5), torch.zeros(300, 1)], ids=["none", "numbers", "values"])
+def test_where_outputs_are_no_class_scores_there_is_nothing_to_measure(head: nn.Module, targets: Tensor | None) -> None:
     data = [X] if targets is None else [(X, targets)]
     hard = fitact_fx.harden(nn.Sequential(network(), head), scheme=Ranger(percentile=60), data=data)
     assert fitact_fx.bounds(hard)["0.1"][1] > 0
+
+
+class Named(nn.Module):
+    """Takes its batches as dicts, in which labels may be anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x)
+        return result
+
+
+RIGHT = torch.from_numpy(labels())
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (
+            [{"x": X}, {"x": X, "labels": RIGHT}],
+            r"batch 1 has labels, and those before it have none;\n  give labels with",
+        ),
+        ([{"x": X, "labels": RIGHT}, {"x": X}], r"batch 1 has no labels, and those before it have some"),
+        ([{"x": X, "labels": RIGHT.tolist()}], r"the labels of batch 0 are a list;\n  give them as a tensor"),
+        ([{"x": X, "labels": RIGHT}] * 2 + [{"x": X, "labels": RIGHT + 1}], r"batch 2: label 5 is none of 5 classes"),
+        (
+            [{"x": X, "labels": RIGHT}, {"x": X, "labels": RIGHT.float()}],
+            r"batch 1: the labels have shape .* torch.float32",
+        ),
+    ],
+    ids=["labels later", "labels first", "a list", "one wrong label", "numbers later"],
+)
+def test_labels_that_do_not_fit_are_told_and_not_passed_over(data: Any, text: str) -> None:
+    with pytest.raises(CalibrationError, match=text):
+        fitact_fx.harden(Named(), scheme=ClipAct(share=0.5), data=data)
+
+
+def test_an_iterator_that_calibration_used_up_is_told_and_not_passed_over() -> None:
+    with pytest.raises(
+        CalibrationError, match=r"the data is empty, so there is nothing to measure bounds on;\n  pass a"
+    ):
+        fitact_fx.harden(network(), scheme=ClipAct(share=0.5), data=iter([X]))
 
 
 def test_measuring_leaves_modes_and_chance_as_they_were() -> None:
