@@ -143,7 +143,7 @@ def _refuse_bare_pair(data: object) -> None:
     if first.shape[:1] == second.shape[:1] and (first.ndim != second.ndim or first.dtype != second.dtype):
         raise CalibrationError(
             f"data is two tensors, {first.dtype} {tuple(first.shape)} and {second.dtype} {tuple(second.shape)}, which "
-            "cannot be two batches of one model;\n"
+            "are hardly two batches of one model;\n"
             "  if they are inputs and their labels, put them in one batch: data=[(inputs, labels)]"
         )
 

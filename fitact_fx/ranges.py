@@ -85,13 +85,13 @@ def watch(hard: nn.Module, data: object, takers: Takers, doing: str, after: Call
     ):
         batches = tqdm(as_batches(data), doing, unit="batch", delay=2, disable=None, leave=False)
         for number, batch in enumerate(batches):
-            if _takes_more(hard, batch):
+            if _has_room_for_another_input(hard, batch):
                 refuse_inputs_as_labels(batch)
             batch.run(hard)
             after(number)
 
 
-def _takes_more(hard: nn.Module, batch: Batch) -> bool:
+def _has_room_for_another_input(hard: nn.Module, batch: Batch) -> bool:
     """Whether the model has room for one more input behind these: the labels may have been meant for it."""
     taken = [each for each in inspect.signature(hard.forward).parameters.values() if each.name not in batch.kwargs]
     behind = taken[len(batch.args) :]

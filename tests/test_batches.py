@@ -81,12 +81,12 @@ def test_a_data_loader_with_and_without_targets_is_data():
         ),
         (
             (X, Y),
-            "which cannot be two batches of one model;\n  if they are inputs and their labels, put",
+            "which are hardly two batches of one model;\n  if they are inputs and their labels, put",
         ),
-        ([X, Y], "data is two tensors, torch.float32 (4, 3) and torch.int64 (4,), which cannot be"),
+        ([X, Y], "data is two tensors, torch.float32 (4, 3) and torch.int64 (4,), which are hardly"),
         ((X, Y), "they are inputs and their labels, put them in one batch: data=[(inputs, labels)]"),
-        ([X, Y.float()], "data is two tensors, torch.float32 (4, 3) and torch.float32 (4,), which cannot be"),
-        ((X, torch.zeros(4, 3, dtype=torch.long)), "torch.float32 (4, 3) and torch.int64 (4, 3), which cannot be"),
+        ([X, Y.float()], "data is two tensors, torch.float32 (4, 3) and torch.float32 (4,), which are hardly"),
+        ((X, torch.zeros(4, 3, dtype=torch.long)), "torch.float32 (4, 3) and torch.int64 (4, 3), which are hardly"),
         (3, "data must be a re-iterable of batches, such as a DataLoader, and is a int"),
         (
             [],

@@ -43,7 +43,7 @@ class ClipAct:
 
     @classmethod
     def thorough(cls) -> "ClipAct":
-        """About fourteen times the default budget: more draws, four times the images, one more round."""
+        """About thirteen times the default budget: more draws, four times the images, one more round."""
         return cls(search=Search(draws=12, images=256, rounds=3))
 
     def place(self, sites: tuple[Site, ...], graph_module: GraphModule) -> dict[str, Spec]:
