@@ -21,7 +21,8 @@ class Costs:
     """What bounds cost on some samples.
 
     The shares of right answers without and with them, and how far they move the outputs: the mean square of it, over
-    the variance that the outputs have without bounds, each class around its own mean.
+    the variance that the outputs have without bounds, each class around its own mean. A sample counts 1 at most: what
+    is moved so far is lost, and a few whose outputs are a hundred times the others' would speak for all of them.
     """
 
     clean_accuracy: float
@@ -72,16 +73,17 @@ class _Distortion:
     def __init__(self) -> None:
         self.origin: Tensor | None = None
         self.count = 0
+        self.moved: list[Tensor] = []  # of each batch: of each sample, the mean square
 
     def take(self, clean: Tensor, scores: Tensor) -> None:
         """Count these in."""
-        rows, moved = (each.double().movedim(1, -1).flatten(0, -2) for each in (clean, scores))
+        self.moved.append((scores.double() - clean.double()).square().flatten(1).mean(1))
+        rows = clean.double().movedim(1, -1).flatten(0, -2)
         if self.origin is None:
             self.origin = rows[0]
-            self.moved, self.total, self.squares = (torch.zeros_like(self.origin) for _ in range(3))
+            self.total, self.squares = (torch.zeros_like(self.origin) for _ in range(2))
         # From the first one on: beside the square of a score that masks its class, -1e9, all others would be lost.
         apart = rows - self.origin
-        self.moved += (moved - rows).square().sum(0)
         self.total += apart.sum(0)
         self.squares += apart.square().sum(0)
         self.count += len(rows)
@@ -90,10 +92,10 @@ class _Distortion:
     def value(self) -> float:
         """Of all so far. Infinite where outputs moved that are always the same without bounds."""
         variance = (self.squares / self.count - (self.total / self.count).square()).clamp(min=0).mean()
-        moved = self.moved.mean() / self.count
+        moved = torch.cat(self.moved)
         if variance == 0:
-            return 0.0 if moved == 0 else math.inf
-        return float(moved / variance)
+            return 0.0 if not moved.any() else math.inf
+        return float((moved / variance).clamp(max=1).mean())
 
 
 def check_max_drop(max_drop: object) -> None:

@@ -51,7 +51,7 @@ class Learning:
     (zeta in the re-implementation); `distillation` weighs how far the outputs are moved from the clean model's, and
     `labels` the cross-entropy where there are labels; `held_out` is the share of the samples that the clean
     accuracy is checked on and nothing is learned from. `distortion` limits how far learned bounds may move the outputs
-    on these: the mean square of it, over the variance of the clean ones, each class around its own mean. Infinity
+    on these: the mean square of it, over the variance of the clean ones (see `clean_accuracy.Costs`). Infinity
     is no limit. Calibrated bounds that lie beyond it stay, and nothing that was learned (a CostlyWarning says so).
 
     With a `fault_rate` above 0, each step is taken under drawn faults as well: the step's own bit flips at that
