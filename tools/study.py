@@ -76,7 +76,7 @@ def _page(
         rows.append([name, *clean, *pairs, f"{size:,}"])
     command = (
         f"`python tools/study.py {options.study} --data DIR --trials {options.trials} --images {options.images} "
-        f"--format {options.format} --seed {options.seed}`"
+        f"--format {options.format} --seed {options.seed}{' --weights FILE' if options.weights else ''}`"
     )
     conditions = (
         f"{options.format} bit flips over {' and '.join(found.settings['targets'])}; {options.trials} draws a rate, "
