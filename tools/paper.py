@@ -61,7 +61,7 @@ def _measure(network: str, options: argparse.Namespace) -> None:
     model = NETWORKS[network].load(options.data).to(options.device)
     data = Data.of(cifar, options.device)
     variants = {name: made(name, model, data, options.store, network) for name in grid["variants"]}
-    asked = {"seed": options.seed, "threads": options.threads}
+    asked = {"seed": options.seed, "threads": options.threads, "workers": options.workers}
     test = cifar.test(grid["images"])
     batches = [tuple(part.to(options.device) for part in pair) for pair in _split(test)]
     # Every campaign runs its variants without faults first, and one at rate 0 has no more to do.
@@ -99,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, help="draws a rate (the grid's own)")
     parser.add_argument("--seed", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes of the campaigns, of so many threads each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-costs", dest="costs", action="store_false", help="leave the times out")
     parser.add_argument("--page-only", action="store_true", help="write the page of what there is")
