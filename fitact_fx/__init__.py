@@ -6,8 +6,8 @@ from fitact_fx.coverage import Coverage, coverage
 from fitact_fx.errors import CostlyWarning, FitactError, UncalibratedWarning, UnprotectedWarning
 from fitact_fx.hardening import bounds, calibrate, harden, post_train, set_bounds
 from fitact_fx.injection import inject
+from fitact_fx.lowered import lower
 from fitact_fx.packing import store_bounds
-from fitact_fx.passes.lowering import lower
 from fitact_fx.saving import load, save
 from fitact_fx.scrubbing import Scrubbed, guard, scrub
 from fitact_fx.sites import Site, find_sites

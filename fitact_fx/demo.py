@@ -27,7 +27,7 @@ from fitact_fx.campaigns.running import run_campaign
 from fitact_fx.errors import FitactError, known
 from fitact_fx.faults import BitFlip
 from fitact_fx.hardening import calibrate, harden, post_train
-from fitact_fx.passes.lowering import lower
+from fitact_fx.lowered import lower
 from fitact_fx.reports.comparison import Comparison
 from fitact_fx.reports.figure import draw_accuracies
 from fitact_fx.saving import save

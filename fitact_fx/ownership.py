@@ -74,6 +74,19 @@ def trainability_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def buffers_kept(own: nn.Module) -> Iterator[None]:
+    """What runs of a copy write to its buffers (a count, a cache) is undone behind it."""
+    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in own.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, content in before:
+                if buffer._version != version:
+                    buffer.copy_(content)
+
+
+@contextmanager
 def as_before_if_it_fails(root: nn.Module) -> Iterator[None]:
     """If what is done inside raises, every module of `root` has the attributes that it had.
 

@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
-from fitact_fx.bounded import Bounded, bounded_sites
+from fitact_fx.bounded import Bounded
 from fitact_fx.errors import SiteError, site_message
-from fitact_fx.guarded import GUARDED, limits_of
+from fitact_fx.guarded import GUARDED
 from fitact_fx.guards import InputGuards
 from fitact_fx.modes import ModeConstant
 from fitact_fx.nodes import called_module, is_foreign, overwrites_input, owning_module
@@ -27,7 +26,7 @@ from fitact_fx.plain_calls import plain_call, plain_check
 from fitact_fx.policies import FeatureMaps, Policy, Zero, at_dim
 from fitact_fx.signature import CHECKS, require_contents, require_default, require_given
 from fitact_fx.spellings import kind_of
-from fitact_fx.traced import TracedModule, joined, nodes_in_call_order, parts
+from fitact_fx.traced import joined, nodes_in_call_order, parts
 from fitact_fx.unseen import UnseenCode
 
 
@@ -122,7 +121,8 @@ def _has_effects(node: Node) -> bool:
     return unseen or node.target is functional_call or node.is_impure() or overwrites_input(node)
 
 
-def _refuse_unset(bounded: Bounded) -> None:
+def refuse_unset(bounded: Bounded) -> None:
+    """SiteError for a site whose bounds are not set."""
     if not bounded.is_set:
         problem, remedy = "its bounds are not set", "run fitact_fx.calibrate or set_bounds before lowering"
         raise SiteError(site_message(bounded.site, bounded.source, problem, remedy))
@@ -140,7 +140,7 @@ def _of_rank(bounded: Bounded, seen: int | None) -> Policy:
 
 
 def _lowered(graph_module: GraphModule, node: Node, bounded: Bounded, policy: Policy, dtype: torch.dtype) -> Node:
-    _refuse_unset(bounded)
+    refuse_unset(bounded)
     source: Any = node.args[0]
     if not dtype.is_floating_point:
         return source  # type: ignore[no-any-return]  # whole numbers pass, as in Bounded.forward
@@ -204,7 +204,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _replace(node: Node, by: Any) -> None:
     if isinstance(by, Node):
-        by.meta = dict(node.meta)
+        by.meta |= node.meta
         node.replace_all_uses_with(by)
     else:
         for user in list(node.users):
@@ -226,54 +226,3 @@ def _plain_check(node: Node) -> None:
         message = f"argument {name!r} was fixed to {what}{default!r} when the model was traced"
         node.graph.call_function(torch._assert, (same, message))  # noqa: SLF001  torch.fx's own name for it
     node.graph.erase_node(node)
-
-
-def _values_seen(hard: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[dict[str, torch.dtype], dict[str, int]]:
-    """Site name -> the type and the rank of its values on these inputs, under the autocast of the caller."""
-    types: dict[str, torch.dtype] = {}
-    ranks: dict[str, int] = {}
-
-    def note(bounded: Bounded, _: object, output: Tensor) -> None:
-        types[bounded.site], ranks[bounded.site] = output.dtype, output.ndim
-
-    handles = [bounded.register_forward_hook(note) for bounded in bounded_sites(hard).values()]
-    with torch.no_grad():
-        hard(*example_inputs)
-    for handle in handles:
-        handle.remove()
-    return types, ranks
-
-
-def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: str = "inductor") -> Any:
-    """The hardened model for evaluation, compiled as one graph of plain operators (and the code that was not seen).
-
-    Compiled here and now, by one run on `example_inputs` (a tensor or a tuple of positional inputs), for the autocast
-    that is on here; Parameters are shared with `hard`, buffers and bounds are copied. `backend` is any of
-    torch.compile's.
-    Raises SiteError if a bound is not set, TracingError if `hard` cannot be put in evaluation mode.
-    """
-    from fitact_fx.ownership import evaluating_copy
-    from fitact_fx.passes import apply
-
-    if not bounded_sites(hard) and not limits_of(hard):
-        raise SiteError(f"this {type(hard).__name__} is not a hardened model;\n  lower what fitact_fx.harden returned")
-    if isinstance(example_inputs, Tensor):
-        example_inputs = (example_inputs,)
-    own = evaluating_copy(hard)
-    for bounded in bounded_sites(own).values():
-        _refuse_unset(bounded)
-
-    # The model may overwrite what it is called with, and these are the user's.
-    def copies() -> tuple[Any, ...]:
-        cloned: Any = pytree.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, example_inputs)
-        return tuple(cloned)
-
-    apply(own, Lower(*_values_seen(own, copies())))  # type: ignore[arg-type]
-    unseen = isinstance(hard, TracedModule) and bool(hard.unseen)
-    # Code that could not be seen may break the compiled graph, and holds parts that are graphs of their own.
-    plain = own if unseen else GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
-    plain.meta["lowered"] = True  # type: ignore[index,operator]  # its bounds are constants of comparisons now
-    compiled = torch.compile(plain, backend=backend, fullgraph=not unseen)
-    with torch.no_grad():
-        compiled(*copies())
-    return compiled

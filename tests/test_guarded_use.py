@@ -125,6 +125,79 @@ def test_a_lowered_guard_is_plain_operators_and_still_guards(model, x):
     assert run(fast, x).isfinite().all()
 
 
+def which_ran(fast, x):
+    """Of a lowered guard: what its two compiled forms were called with, by name, in one run."""
+    called, forms = [], fast._calls
+    fast._calls = tuple(
+        lambda *args, name=name, form=form: (called.append(name), form(*args))[1]
+        for name, form in zip(("checked", "unchecked"), forms, strict=True)
+    )
+    output = run(fast, x)
+    fast._calls = forms
+    return called, output
+
+
+def lowered_net():
+    model, x = net(), inputs()
+    torch.compiler.reset()
+    return model, x, fitact_fx.lower(fitact_fx.guard(model), x, backend="eager")
+
+
+def test_a_lowered_guard_checks_in_the_graph_only_where_something_is_outside():
+    model, x, fast = lowered_net()
+    assert which_ran(fast, x)[0] == ["unchecked"]
+    with torch.no_grad():
+        before = model.conv.weight[0, 0, 0, 0].item()
+        model.conv.weight[0, 0, 0, 0] = math.nan
+        called, output = which_ran(fast, x)
+        assert called == ["checked"]
+        model.conv.weight[0, 0, 0, 0] = 0.0
+        assert torch.allclose(output, run(model, x), atol=1e-6)
+        model.conv.weight[0, 0, 0, 0] = before
+    assert which_ran(fast, x)[0] == ["unchecked"]
+
+
+def assigned(model, fast):
+    fast._orig_mod.conv.weight = nn.Parameter(torch.full_like(model.conv.weight, math.nan))
+
+
+def filled(model, fast):
+    model.conv.weight.data = torch.full_like(model.conv.weight, math.nan)
+
+
+def a_copy_of_limits_hit(model, fast):
+    filled(model, fast)
+    next(buffer for name, buffer in fast.named_buffers() if name.endswith("conv.weight.copy1")).fill_(math.inf)
+
+
+@pytest.mark.parametrize("change", [assigned, filled, a_copy_of_limits_hit])
+def test_a_lowered_guard_looks_at_the_parameters_that_its_graph_runs_on(change):
+    model, x, fast = lowered_net()
+    change(model, fast)
+    called, output = which_ran(fast, x)
+    assert called == ["checked"]
+    zeroed = copy.deepcopy(model)
+    zeroed.conv.weight.data.zero_()
+    assert torch.allclose(output, run(zeroed, x), atol=1e-6)
+
+
+def test_a_lowered_guard_compiles_into_one_graph_that_checks():
+    model, x, fast = lowered_net()
+    whole = torch.compile(fast, backend="eager", fullgraph=True)
+    assert torch.allclose(run(whole, x), run(model, x), atol=1e-6)
+    model.conv.weight.data.fill_(math.nan)
+    assert torch.equal(run(whole, x), run(fast, x))
+    assert run(whole, x).isfinite().all()
+
+
+def test_a_copy_of_a_lowered_guard_has_parameters_of_its_own():
+    _, x, fast = lowered_net()
+    copied = copy.deepcopy(fast)
+    copied.conv.weight.data.fill_(math.nan)
+    assert run(copied, x).isfinite().all()
+    assert which_ran(fast, x)[0] == ["unchecked"]
+
+
 def test_saved_limits_come_back_and_are_not_recorded_anew(tmp_path):
     model, x = net(), inputs()
     clean = run(model, x)

@@ -36,10 +36,10 @@ places layout aliasing
 sites hidden ways
 frontends calls
 call_table tracing faults ranges followers points plain_calls
-sides confined percentiles budget asked_bounds
+sides confined percentiles budget asked_bounds checked
 descent
 passes learning searching progression hit_words
-schemes injection faulty_outputs scrubbing
+schemes injection faulty_outputs scrubbing lowered
 recipe scheme_options
 hardening
 saving verification inspection coverage

@@ -233,6 +233,31 @@ def test_lowering_leaves_the_hardened_model_as_it_was_and_shares_its_parameters(
     assert all(fast._orig_mod.get_parameter(name) is own for name, own in hard.named_parameters())
 
 
+class Counting(nn.Module):
+    """Counts its calls, and draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return torch.relu(x + torch.rand_like(x)) + self.calls
+
+
+def test_what_a_model_counts_and_draws_is_not_touched_by_lowering():
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    hard = calibrated(Counting(), data=x)
+    state = torch.get_rng_state()
+    fast = lowered(hard, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    for _ in range(2):
+        torch.manual_seed(3)
+        expected = hard(x)
+        torch.manual_seed(3)
+        assert torch.equal(fast(x), expected)
+
+
 # Refused, or still checked.
 
 
