@@ -9,11 +9,10 @@ from torch.fx import GraphModule
 
 from fitact_fx.ambience import random_states_kept
 from fitact_fx.bounded import Bounded, bounded_sites
-from fitact_fx.checked import Checked, without_checks
 from fitact_fx.errors import SiteError
+from fitact_fx.fast_path import FastPath
 from fitact_fx.guarded import limits_of
 from fitact_fx.ownership import buffers_kept, evaluating_copy
-from fitact_fx.parameter_limits import Limits
 from fitact_fx.passes import apply
 from fitact_fx.passes.lowering import Lower, refuse_unset
 from fitact_fx.traced import TracedModule
@@ -24,8 +23,9 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
 
     Compiled here and now, by one run on `example_inputs` (a tensor or a tuple of positional inputs), for the autocast
     that is on here; Parameters are shared with `hard`, buffers and bounds are copied. `backend` is any of
-    torch.compile's. A guard on a CPU makes two graphs, for parameters that are all within their limits and for others:
-    which of them runs is found out at each call.
+    torch.compile's. A guard on a CPU makes two graphs, with and without checks; the second runs where all parameters
+    are within their limits, which is asked at each call. Inputs of another shape or type than the example's are
+    compiled for when a graph first gets them: for the one with checks, that may be at the first fault.
     Raises SiteError if a bound is not set, TracingError if `hard` cannot be put in evaluation mode.
     """
     if not bounded_sites(hard) and not limits_of(hard):
@@ -36,7 +36,6 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
     for bounded in bounded_sites(own).values():
         refuse_unset(bounded)
     unseen = isinstance(hard, TracedModule) and bool(hard.unseen)
-    limits = [] if unseen else _limits_on_cpu(own)
 
     # The model may overwrite what it is called with, and these are the user's.
     def run(called: Any) -> None:
@@ -48,20 +47,16 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
         types, ranks = _values_seen(own, run)
         apply(own, Lower(types, ranks))  # type: ignore[arg-type]
         # Code that could not be seen may break the compiled graph, and holds parts that are graphs of their own.
-        plain = own if unseen else GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
-        plain.meta["lowered"] = True  # type: ignore[index,operator]  # its bounds are constants of comparisons now
-        forms: list[Any] = [plain, without_checks(plain)] if limits else [plain]  # type: ignore[arg-type]
-        compiled: list[Any] = [torch.compile(each, backend=backend, fullgraph=not unseen) for each in forms]
-        for each in compiled:
-            run(each)
-    return Checked(plain, compiled[0], compiled[1], limits) if limits else compiled[0]
-
-
-def _limits_on_cpu(own: nn.Module) -> list[tuple[Limits, nn.Parameter]]:
-    """Every guarded parameter with its limits; none where one lies on a GPU, which would have to be waited for."""
-    parameters = dict(own.named_parameters(remove_duplicate=False))
-    found = [(each, parameters[name]) for name, every in limits_of(own).items() for each in every]
-    return found if all(each.copy0.is_cpu for each, _ in found) else []
+        plain: Any = own if unseen else GraphModule(own, own.graph, f"Lowered{type(hard).__name__}")  # type: ignore[arg-type]
+        plain.meta["lowered"] = True  # its bounds are constants of comparisons now
+        compiled: Any = torch.compile(plain, backend=backend, fullgraph=not unseen)
+        run(compiled)
+        # On a GPU, to ask for a parameter's extremes is to wait for all that was begun before.
+        if limits_of(hard) and not unseen and all(each.is_cpu for each in plain.parameters()):
+            compiled.forward = FastPath(plain, compiled.forward, backend)
+            if compiled.forward.is_open():
+                run(compiled)
+    return compiled
 
 
 def _values_seen(own: nn.Module, run: Any) -> tuple[dict[str, torch.dtype], dict[str, int]]:

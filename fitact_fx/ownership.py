@@ -75,14 +75,21 @@ def trainability_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(own: nn.Module) -> Iterator[None]:
-    """What runs of a copy write to its buffers (a count, a cache) is undone behind it."""
-    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in own.buffers()]
+    """What runs of a copy write to its buffers (a count, a cache), or put in their place, is undone behind it."""
+    before = [
+        (module._buffers, name, buffer, buffer._version, buffer.detach().clone())
+        for module in own.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, version, content in before:
-                if buffer._version != version:
+            for table, name, buffer, version, content in before:
+                table[name] = buffer
+                # A write through `.data` counts as no version.
+                if buffer._version != version or not torch.equal(buffer, content):
                     buffer.copy_(content)
 
 

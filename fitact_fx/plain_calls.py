@@ -21,14 +21,15 @@ from fitact_fx.nodes import called_module, owning_module
 from fitact_fx.parameter_limits import COPIES, Limits, limited
 
 CHECK = "parameter_check"
-"""In the meta of every node that a check of a parameter was written out in; the last of them holds what is left."""
+"""In the meta of each node of a check that was written out: its limits. The last one is where(inside, parameter, 0)."""
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def plain_check(node: Node, limits: Limits) -> Node:
     """What this call of limits does, in operators before it; the copies stay buffers under their names."""
-    owner, graph, target, before = owning_module(node), node.graph, str(node.target), node.prev
+    owner, graph, target = owning_module(node), node.graph, str(node.target)
+    last = node.prev
     copies = nn.Module()
     for name in COPIES:
         copies.register_buffer(name, getattr(limits, name))
@@ -38,9 +39,9 @@ def plain_check(node: Node, limits: Limits) -> Node:
         stored: list[Any] = [Proxy(graph.get_attr(f"{target}.{name}"), tracer) for name in COPIES]
         parameter: Any = Proxy(node.all_input_nodes[0], tracer)
         result: Any = limited(parameter, stored, limits.shape, limits.copy0.dtype)
-    while before.next is not node:
-        before = before.next
-        before.meta[CHECK] = True
+    while last.next is not node:
+        last = last.next
+        last.meta[CHECK] = limits
     return result.node  # type: ignore[no-any-return]
 
 

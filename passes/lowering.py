@@ -204,7 +204,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _replace(node: Node, by: Any) -> None:
     if isinstance(by, Node):
-        by.meta |= node.meta
+        by.meta |= node.meta  # and keeps what it says of itself
         node.replace_all_uses_with(by)
     else:
         for user in list(node.users):

@@ -36,7 +36,7 @@ places layout aliasing
 sites hidden ways
 frontends calls
 call_table tracing faults ranges followers points plain_calls
-sides confined percentiles budget asked_bounds checked
+sides confined percentiles budget asked_bounds fast_path
 descent
 passes learning searching progression hit_words
 schemes injection faulty_outputs scrubbing lowered

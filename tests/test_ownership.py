@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from fitact_fx.hardening import calibrate, harden, set_bounds
-from fitact_fx.ownership import owned_copy
+from fitact_fx.ownership import buffers_kept, owned_copy
 from fitact_fx.tracing import trace
 
 X = torch.linspace(-3, 3, 32).reshape(8, 4)
@@ -195,3 +195,17 @@ def hardened_like_first_run(model: nn.Module) -> nn.Module:
 
 def copy_with_history(model: nn.Module) -> nn.Module:
     return owned_copy(model)
+
+
+def test_buffers_are_what_they_were_in_every_way_to_change_them() -> None:
+    layer = nn.BatchNorm1d(4)
+    layer.register_buffer("expanded", torch.zeros(1).expand(3))
+    layer.register_buffer("none", None)
+    before = dict(layer.named_buffers())
+    contents = copy.deepcopy(layer.state_dict())
+    with buffers_kept(layer):
+        layer(X)
+        layer.running_mean.data.add_(1)
+        layer.running_var = torch.full((4,), torch.nan)
+    assert all(buffer is before[name] for name, buffer in layer.named_buffers())
+    assert all(torch.equal(buffer, contents[name]) for name, buffer in layer.named_buffers())
