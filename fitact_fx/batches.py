@@ -149,6 +149,8 @@ def _refuse_bare_pair(data: object) -> None:
 
 
 def _as_batch(item: object) -> Batch:
+    if isinstance(item, Batch):
+        return item
     if isinstance(item, Tensor):
         return Batch((item,), {}, None)
     if isinstance(item, Mapping):

@@ -54,8 +54,8 @@ class UnprotectedWarning(UserWarning):
 class CostlyWarning(UserWarning):
     """Bounds cost more than was allowed, on samples without faults.
 
-    `harden(data=...)` tells it of a percentile or a share that was asked for, and any learning of bounds that move the
-    outputs so far that nothing of what was learned is kept.
+    `harden(data=...)` tells it of a percentile or a share that was asked for, and any learning of bounds from so few
+    samples that new ones go beyond them, or that move the outputs so far that nothing of what was learned is kept.
     """
 
 

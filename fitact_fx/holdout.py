@@ -70,6 +70,10 @@ class Holdout:
                     "  pass data whose samples are the same in every pass (no random augmentation)"
                 )
 
+    def learned_batches(self) -> Iterator[Batch]:
+        """The samples to learn from, once."""
+        return self._part(held_out=False)
+
     def held_out_batches(self) -> Iterator[Batch]:
         """The samples to check on, once."""
         return self._part(held_out=True)

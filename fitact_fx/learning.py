@@ -33,6 +33,7 @@ from fitact_fx.errors import CostlyWarning
 from fitact_fx.faults import BitFlip, find_format
 from fitact_fx.holdout import Holdout
 from fitact_fx.losses import distortion, label_loss, require_targets, share_moved
+from fitact_fx.new_samples import warn_of_new_samples
 from fitact_fx.options import SHARE, Span, check_flags, check_numbers
 from fitact_fx.policies import Smooth
 from fitact_fx.sides import Side, mean_of, put_all, sides_to_learn
@@ -87,8 +88,9 @@ class Learning:
 
 @dataclass(frozen=True)
 class Record:
-    """What a learning did. Accuracies and drops are shares of the held-out samples.
+    """What a learning did. Accuracies and drops are shares of the held-out samples, which nothing was learned from.
 
+    Where the calibration saw them, a drop on new samples may be larger: see `new_samples`.
     `distortion` is how far the outputs are moved there, as `Learning` says. `kept` is how far the learned bounds were
     followed from the calibrated ones (1: all the way) for drop and distortion to stay within their limits. At 0 the
     bounds are the calibrated ones: their drop is within its limit, and their distortion may be beyond. Mean bounds are
@@ -120,7 +122,8 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
     """Learn the bounds of every site whose spec says so; see the head of this file.
 
     They are followed as far as the drop of clean accuracy stays within `max_drop`, and the distortion within that of
-    `learning`; a CostlyWarning where the distortion leaves nothing of what was learned. Nothing but bounds changes: no
+    `learning`; a CostlyWarning where the distortion leaves nothing of what was learned, and where bounds calibrated
+    from so few samples cost more than `max_drop` on new ones. Nothing but bounds changes: no
     Parameter, gradient, mode, BatchNorm statistic or random state. If anything is raised, the bounds are as before.
     Raises CalibrationError for data without enough different samples, for labels with some batches only, and if the
     calibrated bounds themselves already cost more than `max_drop`; RecipeError for a `max_drop` that is no share.
@@ -136,6 +139,7 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
 
         values, seen = descend(sides, holdout.learning_batches(learning.samples), learning, losses)
         costs, kept = _drawn_back(hard, sides, holdout, max_drop, learning.distortion)
+        warn_of_new_samples(hard, sides, holdout, max_drop)
     return Record(
         epochs=seen / holdout.learned,
         steps=learning.steps,

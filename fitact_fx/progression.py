@@ -29,6 +29,7 @@ from fitact_fx.confined import only_bounds_change
 from fitact_fx.descent import Step, check_learning, descend
 from fitact_fx.holdout import Holdout
 from fitact_fx.losses import divergence, label_loss, require_targets
+from fitact_fx.new_samples import warn_of_new_samples
 from fitact_fx.options import POSITIVE, Span, check_numbers, check_whole
 from fitact_fx.policies import Smooth
 from fitact_fx.sides import Side, mean_of, put_all, sides_to_learn
@@ -148,6 +149,7 @@ class _Back:
             reversed(sites), "learning from the back", len(sites), unit="site", delay=2, disable=None, leave=False
         )
         stages = tuple(self._stage(site, [side for side in sides if side.site is site], batches) for site in bar)
+        warn_of_new_samples(self.hard, sides, self.holdout, self.max_drop)
         return Progress(
             stages=stages,
             epochs=self.seen / self.holdout.learned,

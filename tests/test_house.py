@@ -37,7 +37,7 @@ sites hidden ways
 frontends calls
 call_table tracing faults ranges followers points plain_calls
 sides confined percentiles budget asked_bounds fast_path
-descent
+descent new_samples
 passes learning searching progression hit_words
 schemes injection faulty_outputs scrubbing lowered
 recipe scheme_options
