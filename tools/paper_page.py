@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from paper_networks import NETWORKS
 from tabulate import tabulate
 
@@ -102,7 +103,8 @@ def _section(network: str, stored: str, result: CampaignResult, store: Path, pag
     folder = page.parent / "figures"
     folder.mkdir(exist_ok=True)
     picture = folder / f"paper-{network}-{stored.replace('.', '_')}.svg"
-    rate_figure(View(result)).savefig(picture, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": network}):  # the same figure is the same file
+        rate_figure(View(result)).savefig(picture, metadata={"Date": None})
     yield f"![Accuracy against bit error rate on {NETWORKS[network].title}](figures/{picture.name})"
 
 
