@@ -1,4 +1,4 @@
-"""The fast path of a lowered guard: a graph without checks of large parameters, where these were found clean before.
+"""The fast path of a lowered guard: a graph without checks, for parameters that were found to be clean before.
 
 A compiler makes the check of a weight part of the copy that it takes of it, element by element and in the order of
 the copy. That takes up to twenty times as long as to compare the extremes of the weight with its limits.
@@ -16,14 +16,11 @@ from torch.fx import GraphModule
 from fitact_fx.parameter_limits import Limits, can_be_asked
 from fitact_fx.plain_calls import CHECK
 
-SMALL = 4096
-"""A parameter of up to so many elements is checked in the graph: there that takes less than to ask from Python."""
-
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class FastPath:
-    """The `forward` of a lowered guard: the fast graph where all large parameters are clean, else the other one.
+    """The `forward` of a lowered guard: the graph without checks where all parameters are clean, else the other one.
 
     `lowered` is the graph with checks, `checked` its compiled form. The fast graph has references of its own to the
     same modules and tensors; so where one was replaced (by `.to`, or an assignment) since, `checked` runs. So it
@@ -31,7 +28,7 @@ class FastPath:
     """
 
     def __init__(self, lowered: GraphModule, checked: Callable[..., Any], backend: str) -> None:
-        graph, self.limits = _fast(lowered)
+        graph, self.limits = _without_checks(lowered)
         self.checked = checked
         compiled: Any = torch.compile(graph, backend=backend, fullgraph=True)
         self.unchecked: Callable[..., Any] = compiled.forward
@@ -55,20 +52,16 @@ class FastPath:
         return all(can_be_asked(each) and limits.hold(each.detach()) for limits, each in self.limits)
 
 
-def _fast(lowered: GraphModule) -> tuple[GraphModule, tuple[tuple[Limits, nn.Parameter], ...]]:
-    """A graph over the same memory that uses large parameters as they are, and these parameters with their limits."""
-    graph, limits, kept = copy.deepcopy(lowered.graph), [], set()
-    for node in reversed(graph.nodes):  # of a check, what is left of the parameter comes first
-        check: Limits | None = node.meta.get(CHECK)
-        if check is None or check in kept:
+def _without_checks(lowered: GraphModule) -> tuple[GraphModule, tuple[tuple[Limits, nn.Parameter], ...]]:
+    """A graph over the same memory that uses every parameter as it is, and what it does not check."""
+    graph, limits = copy.deepcopy(lowered.graph), []
+    for node in reversed(graph.nodes):
+        if CHECK not in node.meta:
             continue
-        if node.users:
+        if node.users:  # what was left of the parameter
             assert node.target is torch.where
-            parameter = operator.attrgetter(node.args[1].target)(lowered)
-            if parameter.numel() <= SMALL:
-                kept.add(check)
-                continue
-            limits.append((check, parameter))
-            node.replace_all_uses_with(node.args[1])
+            parameter = node.args[1]
+            limits.append((node.meta[CHECK], operator.attrgetter(parameter.target)(lowered)))
+            node.replace_all_uses_with(parameter)
         graph.erase_node(node)
     return GraphModule(lowered, graph, type(lowered).__name__), tuple(limits)

@@ -23,9 +23,9 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
 
     Compiled here and now, by one run on `example_inputs` (a tensor or a tuple of positional inputs), for the autocast
     that is on here; Parameters are shared with `hard`, buffers and bounds are copied. `backend` is any of
-    torch.compile's. A guard on a CPU makes two graphs, with and without checks of large parameters; the second runs
-    where all of these are within their limits, which is asked at each call. Inputs of another shape or type than the
-    example's are compiled for when a graph first gets them: for the one with checks, that may be at the first fault.
+    torch.compile's. A guard on a CPU makes two graphs, with and without checks; the second runs where all parameters
+    are within their limits, which is asked at each call. Inputs of another shape or type than the example's are
+    compiled for when a graph first gets them: for the one with checks, that may be at the first fault.
     Raises SiteError if a bound is not set, TracingError if `hard` cannot be put in evaluation mode.
     """
     if not bounded_sites(hard) and not limits_of(hard):
@@ -53,10 +53,8 @@ def lower(hard: GraphModule, example_inputs: tuple[Any, ...] | Tensor, backend: 
         run(compiled)
         # On a GPU, to ask for a parameter's extremes is to wait for all that was begun before.
         if limits_of(hard) and not unseen and all(each.is_cpu for each in plain.parameters()):
-            path = FastPath(plain, compiled.forward, backend)
-            if path.limits:
-                compiled.forward = path
-            if path.limits and path.is_open():
+            compiled.forward = FastPath(plain, compiled.forward, backend)
+            if compiled.forward.is_open():
                 run(compiled)
     return compiled
 

@@ -13,7 +13,6 @@ from guarded_networks import inputs, net, run
 from torch import nn
 
 import fitact_fx
-from fitact_fx import fast_path
 from fitact_fx import guarded as guarding
 from fitact_fx.batches import Batch
 from fitact_fx.campaigns.suffix import UNCHANGED, Suffixes
@@ -113,7 +112,7 @@ def parametrized():
 
 
 @pytest.mark.parametrize(("model", "x"), [(net(), inputs()), (parametrized(), torch.arange(6))])
-def test_a_lowered_guard_is_plain_operators_and_still_guards(model, x, lowered_net):
+def test_a_lowered_guard_is_plain_operators_and_still_guards(model, x):
     guarded = fitact_fx.guard(model)
     torch.compiler.reset()
     fast = fitact_fx.lower(guarded, x, backend="eager")
@@ -137,21 +136,14 @@ def which_ran(fast, x):
     return called, output
 
 
-@pytest.fixture
-def all_large(monkeypatch):
-    """Every parameter counts as large."""
-    monkeypatch.setattr(fast_path, "SMALL", 0)
-
-
-@pytest.fixture
-def lowered_net(all_large):
+def lowered_net():
     model, x = net(), inputs()
     torch.compiler.reset()
     return model, x, fitact_fx.lower(fitact_fx.guard(model), x, backend="eager")
 
 
-def test_a_lowered_guard_checks_in_the_graph_only_where_something_is_outside(lowered_net):
-    model, x, fast = lowered_net
+def test_a_lowered_guard_checks_in_the_graph_only_where_something_is_outside():
+    model, x, fast = lowered_net()
     assert which_ran(fast, x)[0] == ["unchecked"]
     with torch.no_grad():
         before = model.conv.weight[0, 0, 0, 0].item()
@@ -178,8 +170,8 @@ def a_copy_of_limits_hit(model, fast):
 
 
 @pytest.mark.parametrize("change", [assigned, filled, a_copy_of_limits_hit])
-def test_a_lowered_guard_looks_at_the_parameters_that_its_graph_runs_on(change, lowered_net):
-    model, x, fast = lowered_net
+def test_a_lowered_guard_looks_at_the_parameters_that_its_graph_runs_on(change):
+    model, x, fast = lowered_net()
     change(model, fast)
     called, output = which_ran(fast, x)
     assert called == ["checked"]
@@ -197,20 +189,20 @@ def hooked(model, fast):
 
 
 @pytest.mark.parametrize("change", [replaced_part, hooked])
-def test_a_lowered_guard_honours_what_is_done_to_its_graph(change, lowered_net):
-    model, x, fast = lowered_net
+def test_a_lowered_guard_honours_what_is_done_to_its_graph(change):
+    model, x, fast = lowered_net()
     change(model, fast)
     called, output = which_ran(fast, x)
     assert called == ["checked"]
     assert not torch.allclose(output, run(model, x))
 
 
-def test_a_lowered_guard_is_in_evaluation_mode(lowered_net):
-    _, _, fast = lowered_net
+def test_a_lowered_guard_is_in_evaluation_mode():
+    _, _, fast = lowered_net()
     assert not any(module.training for module in (fast, fast._orig_mod))
 
 
-def test_a_guard_with_faults_in_its_parameters_is_lowered(all_large):
+def test_a_guard_with_faults_in_its_parameters_is_lowered():
     model, x = net(), inputs()
     guarded = fitact_fx.guard(model)
     model.conv.weight.data.fill_(math.nan)
@@ -220,7 +212,7 @@ def test_a_guard_with_faults_in_its_parameters_is_lowered(all_large):
     assert torch.equal(output, run(guarded, x))
 
 
-def test_a_guard_inside_of_another_model_keeps_watching_its_own_parameters(all_large):
+def test_a_guard_inside_of_another_model_keeps_watching_its_own_parameters():
     first, inner = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)).eval()
     first.load_state_dict(inner[0].state_dict())
     outer, x = nn.Sequential(first, fitact_fx.guard(inner)).eval(), torch.ones(1, 3)
@@ -232,28 +224,8 @@ def test_a_guard_inside_of_another_model_keeps_watching_its_own_parameters(all_l
     assert run(fast, x).isfinite().all()
 
 
-def test_small_parameters_are_checked_in_both_graphs(monkeypatch):
-    model, x = net(), inputs()
-    monkeypatch.setattr(fast_path, "SMALL", model.norm.weight.numel())
-    torch.compiler.reset()
-    fast = fitact_fx.lower(fitact_fx.guard(model), x, backend="eager")
-    model.norm.weight.data[0] = math.nan
-    called, output = which_ran(fast, x)
-    assert called == ["unchecked"]
-    model.norm.weight.data[0] = 0.0
-    assert torch.allclose(output, run(model, x), atol=1e-6)
-    model.conv.weight.data.fill_(math.nan)
-    assert which_ran(fast, x)[0] == ["checked"]
-
-
-def test_where_no_parameter_is_large_there_is_one_graph():
-    model, x = net(), inputs()
-    fast = fitact_fx.lower(fitact_fx.guard(model), x, backend="eager")
-    assert not isinstance(fast.forward, fast_path.FastPath)
-
-
-def test_a_lowered_guard_compiles_into_one_graph_that_checks(lowered_net):
-    model, x, fast = lowered_net
+def test_a_lowered_guard_compiles_into_one_graph_that_checks():
+    model, x, fast = lowered_net()
     whole = torch.compile(fast, backend="eager", fullgraph=True)
     assert torch.allclose(run(whole, x), run(model, x), atol=1e-6)
     model.conv.weight.data.fill_(math.nan)
@@ -261,8 +233,8 @@ def test_a_lowered_guard_compiles_into_one_graph_that_checks(lowered_net):
     assert run(whole, x).isfinite().all()
 
 
-def test_a_copy_of_a_lowered_guard_has_parameters_of_its_own(lowered_net):
-    _, x, fast = lowered_net
+def test_a_copy_of_a_lowered_guard_has_parameters_of_its_own():
+    _, x, fast = lowered_net()
     copied = copy.deepcopy(fast)
     copied.conv.weight.data.fill_(math.nan)
     assert run(copied, x).isfinite().all()
