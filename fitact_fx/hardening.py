@@ -151,7 +151,8 @@ def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, s
     trained on whatever bounds do to it, so FitAct holds to how far its outputs are moved as well (see
     `Learning.distortion`; a CostlyWarning where that leaves nothing of what was learned); other schemes see the
     accuracy alone, so give images that are new to the network, or allow less. Bounds per neuron or channel may cost
-    more on new samples than on those that they were calibrated from: a CostlyWarning where there are too few of them.
+    more on new samples than on those that they were calibrated from: a CostlyWarning where there are too few of them,
+    which takes two more passes over the data.
 
     On any error no bound has changed. Raises RecipeError for a `max_drop` that is no share, a `seed` that is no whole
     number, and where the scheme learns nothing; SiteError for bounds that are not set; CalibrationError for too little

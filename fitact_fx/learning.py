@@ -122,9 +122,9 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
     """Learn the bounds of every site whose spec says so; see the head of this file.
 
     They are followed as far as the drop of clean accuracy stays within `max_drop`, and the distortion within that of
-    `learning`; a CostlyWarning where the distortion leaves nothing of what was learned, and where bounds calibrated
-    from so few samples cost more than `max_drop` on new ones. Nothing but bounds changes: no
-    Parameter, gradient, mode, BatchNorm statistic or random state. If anything is raised, the bounds are as before.
+    `learning`; a CostlyWarning where the distortion leaves nothing of what was learned, and where the calibrated bounds
+    cost more than `max_drop` on new samples (see `new_samples`). Nothing but bounds changes: no Parameter, gradient,
+    mode, BatchNorm statistic or random state. If anything is raised, the bounds are as before.
     Raises CalibrationError for data without enough different samples, for labels with some batches only, and if the
     calibrated bounds themselves already cost more than `max_drop`; RecipeError for a `max_drop` that is no share.
     """
@@ -139,7 +139,9 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
 
         values, seen = descend(sides, holdout.learning_batches(learning.samples), learning, losses)
         costs, kept = _drawn_back(hard, sides, holdout, max_drop, learning.distortion)
-        warn_of_new_samples(hard, sides, holdout, max_drop)
+        put_all(sides, [side.calibrated for side in sides])
+        warn_of_new_samples(hard, holdout, max_drop)
+        put_all(sides, [side.at(kept) for side in sides])
     return Record(
         epochs=seen / holdout.learned,
         steps=learning.steps,

@@ -76,21 +76,30 @@ def trainability_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def buffers_kept(own: nn.Module) -> Iterator[None]:
     """What runs of a copy write to its buffers (a count, a cache), or put in their place, is undone behind it."""
-    before = [
-        (module._buffers, name, buffer, buffer._version, buffer.detach().clone())
-        for module in own.modules()
-        for name, buffer in module._buffers.items()
+    tables = [(module._buffers, dict(module._buffers)) for module in own.modules()]
+    before = {
+        buffer: (buffer._version, buffer.detach().clone())
+        for _, held in tables
+        for buffer in held.values()
         if buffer is not None
-    ]
+    }
     try:
         yield
     finally:
+        for table, held in tables:
+            table.update(held)
         with torch.no_grad():
-            for table, name, buffer, version, content in before:
-                table[name] = buffer
-                # A write through `.data` counts as no version.
-                if buffer._version != version or not torch.equal(buffer, content):
+            for buffer, (version, content) in before.items():
+                if buffer._version != version or _was_written_unseen(buffer, content):
                     buffer.copy_(content)
+
+
+def _was_written_unseen(buffer: Tensor, content: Tensor) -> bool:
+    """Whether it is another than it was; a write through `.data` counts as no version."""
+    if buffer.layout != torch.strided or buffer.is_quantized:
+        return False  # such cannot be compared
+    both_nan = (buffer != buffer) & (content != content)
+    return not bool(((buffer == content) | both_nan).all())
 
 
 @contextmanager

@@ -142,6 +142,7 @@ class _Back:
         costs = costs_of(self.hard, self.holdout.held_out_batches())
         if not within(costs.drop, self.max_drop):
             raise too_costly(costs.drop, self.max_drop, self.holdout)
+        warn_of_new_samples(self.hard, self.holdout, self.max_drop)
         self.clean, self.start, self.now = costs.clean_accuracy, costs.accuracy, costs.accuracy
         batches = self.holdout.learning_batches(self.learning.samples)
         sites = list(dict.fromkeys(side.site for side in sides if side.movable.any()))
@@ -149,7 +150,6 @@ class _Back:
             reversed(sites), "learning from the back", len(sites), unit="site", delay=2, disable=None, leave=False
         )
         stages = tuple(self._stage(site, [side for side in sides if side.site is site], batches) for site in bar)
-        warn_of_new_samples(self.hard, sides, self.holdout, self.max_drop)
         return Progress(
             stages=stages,
             epochs=self.seen / self.holdout.learned,

@@ -47,7 +47,7 @@ def extremes(values: Tensor, shared: tuple[int, ...], shape: tuple[int, ...]) ->
     return values.amin(shared).reshape(shape), values.amax(shared).reshape(shape)
 
 
-def observed_ranges(hard: nn.Module, data: object, doing: str = "calibrating") -> dict[str, Range]:
+def observed_ranges(hard: nn.Module, data: object) -> dict[str, Range]:
     """Site name -> the range of its clean values over all of `data`, in evaluation mode.
 
     Sites that carry the bounds of others are left out. The model's modes and the global random states are as before
@@ -58,7 +58,7 @@ def observed_ranges(hard: nn.Module, data: object, doing: str = "calibrating") -
         raise CalibrationError(f"the model is on the meta device, where nothing has a value;\n  {remedy}")
     ranges = {name: Range(bounded) for name, bounded in bounded_sites(hard).items() if not bounded.spec.carries}
     takers = {seen.bounded: seen.take for seen in ranges.values()}
-    watch(hard, data, takers, doing, after=lambda number: _refuse_overflow(ranges, number))
+    watch(hard, data, takers, "calibrating", after=lambda number: _refuse_overflow(ranges, number))
     for name, seen in ranges.items():
         if seen.high is None:
             problem = "it did not run on any batch"

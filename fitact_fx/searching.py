@@ -27,6 +27,7 @@ from fitact_fx.confined import only_bounds_change
 from fitact_fx.errors import CalibrationError
 from fitact_fx.faults import BitFlip
 from fitact_fx.holdout import Holdout
+from fitact_fx.new_samples import warn_of_new_samples
 from fitact_fx.policies import Pass
 from fitact_fx.probe import Probe, picked
 from fitact_fx.statistics import area_under
@@ -88,6 +89,7 @@ def search_thresholds(hard: nn.Module, data: object, search: Search, max_drop: f
     with only_bounds_change(hard, seed):
         before = {name: threshold.value for name, threshold in sites.items()}
         trials = _Trials(hard, data, search, max_drop, seed)
+        warn_of_new_samples(hard, trials.holdout, max_drop)
         area_before, area_after = _search_all(list(sites.values()), trials, search)
         return Searched(
             before=before,

@@ -105,12 +105,24 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """
     from scipy.stats import binomtest
 
-    whole = hasattr(successes, "__index__") and hasattr(trials, "__index__")
-    if not whole or trials < 1 or not 0 <= successes <= trials:
-        raise FitactError(f"a proportion needs 0 <= successes <= trials, trials >= 1; got {successes} of {trials}")
+    _require_proportion(successes, trials)
     share = index(successes) / index(trials)
     found = binomtest(index(successes), index(trials)).proportion_ci(_checked_confidence(confidence), method="wilson")
     return Interval(share, float(found.low), float(found.high))
+
+
+def exceeds(successes: int, trials: int, share: float, confidence: float = 0.95) -> bool:
+    """Whether so many of the trials are more than chance makes of `share` of them: the exact one-sided binomial test.
+
+    FitactError unless 0 <= successes <= trials and trials >= 1, whole numbers, and 0 <= share <= 1.
+    """
+    from scipy.stats import binomtest
+
+    _require_proportion(successes, trials)
+    if not 0 <= share <= 1:  # nor NaN
+        raise FitactError(f"a share lies between 0 and 1; got {share}")
+    found = binomtest(index(successes), index(trials), share, alternative="greater")
+    return bool(found.pvalue < 1 - _checked_confidence(confidence))
 
 
 def rule_of_three(trials: int, confidence: float = 0.95) -> float:
@@ -190,6 +202,12 @@ def _resampled(values: Samples, confidence: float, resamples: int, seed: int) ->
         rng=np.random.Generator(np.random.Philox(key=seed % 2**128)),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def _require_proportion(successes: int, trials: int) -> None:
+    whole = hasattr(successes, "__index__") and hasattr(trials, "__index__")
+    if not whole or trials < 1 or not 0 <= successes <= trials:
+        raise FitactError(f"a proportion needs 0 <= successes <= trials, trials >= 1; got {successes} of {trials}")
 
 
 def _cut_off(confidence: float) -> Fraction:

@@ -8,65 +8,187 @@ import torch
 from torch import nn
 
 import fitact_fx
-from fitact_fx import learning, progression
+from fitact_fx import learning, progression, searching
+from fitact_fx.budget import Search
 from fitact_fx.errors import CostlyWarning
 from fitact_fx.holdout import Holdout
 from fitact_fx.learning import Learning
+from fitact_fx.new_samples import warn_of_new_samples
 from fitact_fx.progression import Progressive
+from fitact_fx.schemes.clip_act import ClipAct
 from fitact_fx.schemes.fitact import FitAct
 from fitact_fx.schemes.proact import ProAct
 
 SCHEMES = {
     "fitact": FitAct(learning=Learning(steps=5)),
     "proact": ProAct(learning=Progressive(steps=2, rounds=1)),
+    "clip_act": ClipAct(search=Search(rates=(1e-4, 1e-3), draws=2, images=32, parts=2, rounds=1)),
 }
 
 
-def net():
+def net(activation=nn.ReLU):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
+    return nn.Sequential(nn.Linear(8, 256), activation(), nn.Linear(256, 10)).eval()
 
 
-def images(count):
-    return torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
+def images(count, seed=1):
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def post_trained(scheme, granularity, count):
-    hard = fitact_fx.harden(net(), granularity, scheme)
-    fitact_fx.calibrate(hard, [images(count)])
-    fitact_fx.post_train(hard, [images(count)], max_drop=0.01)
+def post_trained(scheme, granularity, data, calibrated_on=None, model=None, max_drop=0.01):
+    hard = fitact_fx.harden(model or net(), granularity, scheme)
+    fitact_fx.calibrate(hard, calibrated_on or data)
+    fitact_fx.post_train(hard, data, max_drop=max_drop)
     return hard
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_the_warning_tells_what_others_maxima_cost(scheme):
-    with pytest.warns(CostlyWarning, match="on new samples") as told:
-        post_trained(scheme, "neuron", 100)
-    holdout = Holdout.of([images(100)], 0.2)
-    seen, new = (next(iter(part)).args[0] for part in (holdout.learned_batches(), holdout.held_out_batches()))
-    first, _, last = net()
+def asked(hard, data, max_drop=0.01):
+    """What the question alone says, for bounds as they are: (changed answers, samples held out), or nothing."""
+    before = {name: bound for name, bound in hard.state_dict().items() if bound is not None}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_new_samples(hard, Holdout.of(data, 0.2), max_drop)
+    assert before.keys() == hard.state_dict().keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in hard.state_dict().items())
+    return [numbers(str(each.message)) for each in told]
+
+
+def numbers(message):
+    held_out, changed = re.search(r"the (\d+) samples held out .* on (\d+) of these", message).groups()
+    return int(changed), int(held_out)
+
+
+def slack(bound, scale):
+    """How far a value may lie beyond its bound, see fitact_fx.policies.limits."""
+    return 2**-10 * (bound.abs() + scale / 4)
+
+
+def by_hand(model, data):
+    """The same, from the ranges of the others alone, in torch's own operators."""
+    holdout = Holdout.of(data, 0.2)
+    seen, new = (
+        torch.cat([batch.args[0] for batch in part]) for part in (holdout.learned_batches(), holdout.held_out_batches())
+    )
+    first, activation, last = model
     with torch.no_grad():
-        hidden, most = first(new).relu(), first(seen).relu().amax(0)
-        wrong = last(hidden.where(hidden <= most, 0.0)).argmax(1) != last(hidden).argmax(1)
-    points = 100 * float(wrong.double().mean())
-    assert 10 < points < 90
-    (message,) = (str(each.message) for each in told if "on new samples" in str(each.message))
-    assert re.findall(r"[\d.]+", message)[:3] == [f"{len(seen)}", f"{points:.1f}", f"{len(new)}"]
-    assert told[0].filename == __file__
+        values, theirs = activation(first(seen)), activation(first(new))
+        low, high = values.amin(0), values.amax(0)
+        least = float("-inf") if activation(torch.tensor(-1.0)) < 0 else 0.0
+        scale = max(float(high.max()), 0.0 if least == 0 else float(-low.min()))
+        inside = (theirs >= (least if least == 0 else low - slack(low, scale))) & (theirs <= high + slack(high, scale))
+        changed = last(theirs.where(inside, 0.0)).argmax(1) != last(theirs).argmax(1)
+    return int(changed.sum()), len(new)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_every_learning_tells_what_others_ranges_cost(scheme):
+    with pytest.warns(CostlyWarning, match="more than max_drop") as told:
+        post_trained(scheme, "neuron", [images(100)])
+    (warning,) = (each for each in told if "on new samples" in str(each.message))
+    assert numbers(str(warning.message)) == by_hand(net(), [images(100)])
+    assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("labels", [None, torch.randint(0, 10, (300,), generator=torch.Generator().manual_seed(2))])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU])
+def test_both_bounds_are_taken_back_whatever_the_labels(activation, labels):
+    hard = fitact_fx.harden(net(activation), "neuron")
+    fitact_fx.calibrate(hard, [images(300)])
+    expected = by_hand(net(activation), [images(300)])
+    assert expected[0] > 0
+    assert asked(hard, [images(300) if labels is None else (images(300), labels)], max_drop=0.0) == [expected]
 
 
 @pytest.mark.parametrize(("granularity", "count"), [("layer", 100), ("neuron", 20_000)])
 def test_few_bounds_and_many_samples_are_no_reason_for_it(granularity, count):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        post_trained(SCHEMES["fitact"], granularity, count)
+        post_trained(SCHEMES["fitact"], granularity, [images(count)])
+
+
+def test_bounds_from_other_data_are_not_taken_back():
+    hard = fitact_fx.harden(net(), "neuron")
+    fitact_fx.calibrate(hard, [images(20_000, seed=7)])
+    assert by_hand(net(), [images(100)])[0] > 2
+    assert not asked(hard, [images(100)])
+
+
+@pytest.mark.parametrize("bound", [float("inf"), 50.0, torch.full((1, 256), torch.inf), torch.full((1, 256), 50.0)])
+def test_bounds_set_by_hand_are_not_taken_back(bound):
+    hard = fitact_fx.harden(net(), "neuron")
+    fitact_fx.set_bounds(hard, {"*": (None, bound)})
+    assert not asked(hard, [images(100)])
+
+
+def test_bounds_beside_all_values_stay_in_order():
+    hard = fitact_fx.harden(net(nn.Tanh), "neuron")
+    fitact_fx.calibrate(hard, [images(100)])
+    ((name, (lower, upper)),) = fitact_fx.bounds(hard).items()
+    lower[0, 0] = upper[0, 0]
+    fitact_fx.set_bounds(hard, {name: (lower, upper)})
+    assert len(asked(hard, [images(100)])) == 1
+
+
+def test_so_few_changes_that_chance_makes_them_are_not_told():
+    hard = fitact_fx.harden(net(), "neuron")
+    fitact_fx.calibrate(hard, [images(2_000)])
+    changed, samples = by_hand(net(), [images(2_000)])
+    assert changed > 0
+    assert asked(hard, [images(2_000)], max_drop=0.0) == [(changed, samples)]
+    assert not asked(hard, [images(2_000)], max_drop=changed / samples)
+    assert not asked(hard, [images(2_000)], max_drop=0.9 * changed / samples)
+
+
+class Rare(nn.Module):
+    """A site that a batch reaches only with a great value in it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.often = nn.Sequential(nn.Linear(8, 64), nn.ReLU())
+        self.rare = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x, rarely = self.often(x), float(x[:, 0].max()) > 100
+        return self.out(self.rare(x) if rarely else x)
+
+
+@pytest.mark.filterwarnings("ignore::fitact_fx.UnprotectedWarning")
+@pytest.mark.parametrize("seed", range(8))
+def test_a_site_that_one_part_does_not_reach_keeps_its_bounds(seed):
+    rows = images(40, seed)
+    rows[0, 0] = 200  # held out under some seeds, and not under others
+    hard = fitact_fx.harden(Rare().eval(), "neuron", example_inputs=(rows,), frontend="partial")
+    fitact_fx.calibrate(hard, [row[None] for row in rows])
+    asked(hard, [row[None] for row in rows])
+
+
+class Passes:
+    """Data that counts how often it was gone through."""
+
+    def __init__(self, data):
+        self.count, self.data = 0, data
+
+    def __iter__(self):
+        self.count += 1
+        return iter(self.data)
+
+
+@pytest.mark.parametrize(("granularity", "passes"), [("neuron", 1 + 3), ("layer", 1)])
+def test_where_each_site_has_one_bound_the_data_are_not_gone_through(granularity, passes):
+    hard = fitact_fx.harden(net(), granularity)
+    fitact_fx.calibrate(hard, [images(2_000)])
+    data = Passes([images(2_000)])
+    asked(hard, data, max_drop=0.5)
+    assert data.count == passes
 
 
 @pytest.mark.filterwarnings("ignore::fitact_fx.CostlyWarning")
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_to_ask_changes_no_bound(scheme, monkeypatch):
-    asked = fitact_fx.bounds(post_trained(scheme, "neuron", 100))
-    for module in (learning, progression):
+    with_it = fitact_fx.bounds(post_trained(scheme, "neuron", [images(100)]))
+    for module in (learning, progression, searching):
         monkeypatch.setattr(module, "warn_of_new_samples", lambda *_: None)
-    unasked = fitact_fx.bounds(post_trained(scheme, "neuron", 100))
-    assert all(torch.equal(asked[name][1], unasked[name][1]) for name in asked | unasked)
+    without = fitact_fx.bounds(post_trained(scheme, "neuron", [images(100)]))
+    assert all(torch.equal(with_it[name][1], without[name][1]) for name in with_it | without)

@@ -199,13 +199,19 @@ def copy_with_history(model: nn.Module) -> nn.Module:
 
 def test_buffers_are_what_they_were_in_every_way_to_change_them() -> None:
     layer = nn.BatchNorm1d(4)
-    layer.register_buffer("expanded", torch.zeros(1).expand(3))
-    layer.register_buffer("none", None)
-    before = dict(layer.named_buffers())
+    layer.register_buffer("expanded", torch.full((1,), torch.nan).expand(3))
+    layer.register_buffer("sparse", torch.eye(3).to_sparse())
+    layer.register_buffer("flags", torch.tensor([True, False]))
+    layer.register_buffer("cache", None)
+    before = dict(layer._buffers)
     contents = copy.deepcopy(layer.state_dict())
     with buffers_kept(layer):
         layer(X)
         layer.running_mean.data.add_(1)
         layer.running_var = torch.full((4,), torch.nan)
-    assert all(buffer is before[name] for name, buffer in layer.named_buffers())
-    assert all(torch.equal(buffer, contents[name]) for name, buffer in layer.named_buffers())
+        layer.flags.data.logical_not_()
+        layer.cache = torch.ones(2)
+    assert all(layer._buffers[name] is buffer for name, buffer in before.items())
+    for name, buffer in layer.named_buffers():
+        now, then = buffer.to_dense(), contents[name].to_dense()
+        assert torch.equal(now.nan_to_num(), then.nan_to_num())

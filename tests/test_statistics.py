@@ -15,6 +15,7 @@ from fitact_fx.statistics import (
     area_under,
     bootstrap_mean,
     draws_needed,
+    exceeds,
     paired_difference,
     rule_of_three,
     sample_size,
@@ -223,6 +224,23 @@ def test_wilson_holds_the_truth_about_as_often_as_it_says():
 def test_a_proportion_that_is_none_is_refused(successes, trials):
     with pytest.raises(FitactError, match=f"trials >= 1; got {successes} of {trials}$"):
         wilson(successes, trials)
+    with pytest.raises(FitactError, match=f"trials >= 1; got {successes} of {trials}$"):
+        exceeds(successes, trials, 0.5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.3, 1.0])
+@pytest.mark.parametrize("trials", [1, 13, 60])
+def test_exceeds_is_the_exact_tail(trials, share):
+    exact = Fraction(share)
+    chances = [math.comb(trials, k) * exact**k * (1 - exact) ** (trials - k) for k in range(trials + 1)]
+    for successes in range(trials + 1):
+        assert exceeds(successes, trials, share) == (sum(chances[successes:]) < Fraction("0.05"))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(FitactError, match="a share lies between 0 and 1; got"):
+        exceeds(1, 2, share)
 
 
 @pytest.mark.parametrize("trials", [1, 2, 10, 1_000])

@@ -83,11 +83,13 @@ def _section(network: str, stored: str, result: CampaignResult, store: Path, pag
         accuracies = [_share(result.interval(name, cell), result.worst(name, cell)) for cell in cells]
         bytes_ = [f"{about[name][what]:,}" for what in ("bound_bytes", "guard_bytes")]
         times = [f"{costs[name][how]:.2f}" if name in costs else "" for how in ("eager", "compiled")]
-        rows.append([name, clean.get(name, ""), *accuracies, *bytes_, *times])
-    yield _table(rows, ["variant", "clean", *heads, "bound bytes", "limit bytes", "time, eager", "time, compiled"])
+        same = f"{100 * about[name]['clean']['accuracy']:.1f}"
+        rows.append([name, clean.get(name, ""), same, *accuracies, *bytes_, *times])
+    columns = ["variant", "clean", "clean, these images", *heads, "bound bytes", "limit bytes"]
+    yield _table(rows, [*columns, "time, eager", "time, compiled"])
     yield (
-        "SDC-1 (another answer than the network's own without faults, in % of the images) and DUE (NaN or infinity "
-        "in the output), mean over draws:"
+        "SDC-1 (another answer, and nothing showed it, in % of the images that are right without faults) and DUE (NaN "
+        "or infinity in the output, in % of all), mean over draws:"
     )
     rows = [
         [

@@ -39,7 +39,7 @@ def variants(options: argparse.Namespace, cifar: Cifar10) -> tuple[dict[str, nn.
         f"Learning, with max_drop={MAX_DROP} of agreement with the clean model (the held-out samples were calibrated "
         "from as well, so what they lose is less than what new ones do):"
     )
-    return made, [told, "\n".join(notes)]
+    return made, ["A guard with images has layer bounds calibrated from them as well.", told, "\n".join(notes)]
 
 
 def _guarded(model: nn.Module, images: list[Any]) -> nn.Module:
