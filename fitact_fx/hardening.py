@@ -152,7 +152,7 @@ def post_train(hard: GraphModule, batches: object, max_drop: float = 0.005, *, s
     `Learning.distortion`; a CostlyWarning where that leaves nothing of what was learned); other schemes see the
     accuracy alone, so give images that are new to the network, or allow less. Bounds per neuron or channel may cost
     more on new samples than on those that they were calibrated from: a CostlyWarning where there are too few of them,
-    which takes two more passes over the data.
+    which takes three more passes over the data.
 
     On any error no bound has changed. Raises RecipeError for a `max_drop` that is no share, a `seed` that is no whole
     number, and where the scheme learns nothing; SiteError for bounds that are not set; CalibrationError for too little
