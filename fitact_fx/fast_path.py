@@ -1,8 +1,8 @@
 """The fast path of a lowered guard: a graph without checks, for parameters that were found to be clean before.
 
 A compiler makes the check of a weight part of the copy that it takes of it, element by element and in the order of
-the copy. That cost ResNet-50 43 % of its time at a batch of 128; to compare the extremes of each weight with its limits
-before costs 6 % (docs/paper.md).
+the copy. To compare the extremes of each weight with its limits before is cheaper: ResNet-50, at a batch of 128, takes
+1.06 times as long as without a guard (docs/paper.md), and took 1.43 times with all checks in the graph.
 """
 
 import copy

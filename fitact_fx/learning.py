@@ -139,6 +139,7 @@ def learn_bounds(hard: nn.Module, data: object, learning: Learning, max_drop: fl
 
         values, seen = descend(sides, holdout.learning_batches(learning.samples), learning, losses)
         costs, kept = _drawn_back(hard, sides, holdout, max_drop, learning.distortion)
+        # Asked last, where nothing is left that could stop the learning, and of the bounds that it began with.
         put_all(sides, [side.calibrated for side in sides])
         warn_of_new_samples(hard, holdout, max_drop)
         put_all(sides, [side.at(kept) for side in sides])

@@ -96,7 +96,7 @@ def buffers_kept(own: nn.Module) -> Iterator[None]:
 
 def _was_written_unseen(buffer: Tensor, content: Tensor) -> bool:
     """Whether it is another than it was; a write through `.data` counts as no version."""
-    if buffer.layout != torch.strided or buffer.is_quantized:
+    if buffer.layout != torch.strided or buffer.is_quantized or buffer.is_meta:
         return False  # such cannot be compared
     both_nan = (buffer != buffer) & (content != content)
     return not bool(((buffer == content) | both_nan).all())

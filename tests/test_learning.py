@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from counted_data import Counting
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -133,17 +134,6 @@ def test_bounds_that_move_the_outputs_farther_than_the_limit_are_never_returned(
     assert moved <= distortion
     assert record.distortion == pytest.approx(moved, rel=1e-3, abs=1e-12)
     assert 0.0 < record.kept < 1.0, "the accuracy alone would have let them go all the way"
-
-
-class Counting:
-    """Data that knows how often it was gone through."""
-
-    def __init__(self, data):
-        self.passes, self.data = 0, data
-
-    def __iter__(self):
-        self.passes += 1
-        return iter(self.data)
 
 
 @pytest.mark.parametrize(("distortion", "passes"), [(math.inf, 1), (0.015, 6)])

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from counted_data import Counting
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -244,24 +245,13 @@ def test_a_site_that_one_part_does_not_reach_is_left_alone(seed):
     assert asked(hard, data, max_drop=0.0) or not held_out, "the site before it has seen 200 in that sample alone"
 
 
-class Passes:
-    """Data that counts how often it was gone through."""
-
-    def __init__(self, data):
-        self.count, self.data = 0, data
-
-    def __iter__(self):
-        self.count += 1
-        return iter(self.data)
-
-
 @pytest.mark.parametrize(("granularity", "passes"), [("neuron", 1 + 3), ("layer", 1)])
 def test_where_each_site_has_one_bound_the_data_are_not_gone_through(granularity, passes):
     hard = fitact_fx.harden(net(), granularity)
     fitact_fx.calibrate(hard, [images(2_000)])
-    data = Passes([images(2_000)])
+    data = Counting([images(2_000)])
     asked(hard, data, max_drop=0.5)
-    assert data.count == passes
+    assert data.passes == passes
 
 
 @pytest.mark.filterwarnings("ignore::fitact_fx.CostlyWarning")
