@@ -4,13 +4,14 @@ import reprlib
 from collections import deque
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
 
 from fitact_fx.errors import CampaignError
 
 _ATTEMPTS = 3
+_SILENCE = 5.0  # seconds without a message, after which the pool is asked what became of the blocks
 
 
 class Pool(Protocol):
@@ -22,6 +23,7 @@ class Pool(Protocol):
     def slots(self) -> int: ...
     def submit(self, block: Any, attempt: int) -> "Future[Any]": ...
     def renew(self, error: BaseException) -> None: ...
+    def has_lost_all(self) -> bool: ...
     def close(self, *, busy: bool) -> None: ...
 
 
@@ -65,8 +67,10 @@ class Dispatcher:
 
     def _serve(self) -> None:
         try:
-            for message in iter(self._inbox.get, None):
+            while True:
                 try:
+                    if (message := self._next()) is None:
+                        break
                     self._take(message)
                     self._start()
                 except Exception as error:  # noqa: BLE001  nobody would hear of it here, and all would wait
@@ -75,6 +79,17 @@ class Dispatcher:
             busy = bool(self._flying)
             self._give_up(None)
             self._pool.close(busy=busy)
+
+    def _next(self) -> "_Task | Future[Any] | None":
+        """The next message. A pool may forget blocks without a word, whose futures count as cancelled then."""
+        while True:
+            try:
+                return self._inbox.get(timeout=_SILENCE if self._flying else None)
+            except Empty:
+                if self._pool.has_lost_all():
+                    lost = next(iter(self._flying))
+                    if lost.cancel() or lost.cancelled():
+                        return lost
 
     def _take(self, message: "_Task | Future[Any]") -> None:
         if isinstance(message, _Task):

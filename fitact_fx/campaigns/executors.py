@@ -109,6 +109,7 @@ class _Given:
     source: Path | None
     count: Callable[[], int]
     remedy: str = "use fewer workers, or give them more memory"
+    has_lost_all: Callable[[], bool] = lambda: False
 
     @property
     def slots(self) -> int:
@@ -147,6 +148,10 @@ def _pool(job: Work, workers: int, executor: Any, stack: ExitStack) -> Pool:
     )
 
 
+def _tasks_known(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.tasks)
+
+
 @contextmanager
 def _dask(job: Work, client: Any) -> Iterator[_Given]:
     """The cluster of this client; a plugin brings the job also to workers that are started later."""
@@ -163,7 +168,14 @@ def _dask(job: Work, client: Any) -> Iterator[_Given]:
 
     try:
         client.register_plugin(Bring(), name=token)
-        yield _Given(client.get_executor(pure=False), token, None, lambda: sum(client.nthreads().values()))
+        yield _Given(
+            client.get_executor(pure=False),
+            token,
+            None,
+            lambda: sum(client.nthreads().values()),
+            # What is handed out while a cluster restarts may be forgotten by its scheduler and never be cancelled.
+            has_lost_all=lambda: client.run_on_scheduler(_tasks_known) == 0,
+        )
     finally:
         with suppress(Exception):  # the cluster may be gone, and the plugin with it
             client.unregister_worker_plugin(token)

@@ -50,6 +50,10 @@ class Processes:
         self.close(busy=True)
         self._open()
 
+    def has_lost_all(self) -> bool:
+        """Never: a process that dies breaks the pool."""
+        return False
+
     def close(self, *, busy: bool) -> None:
         """End all processes and wait for that; those that are `busy` are killed."""
         started = [process for process in self._context.started if process.pid is not None]
